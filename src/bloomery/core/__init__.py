@@ -1,0 +1,1 @@
+"""Nothing about models: errors, seeds, atomic files, progress, hashing, configuration, devices."""
