@@ -1,0 +1,37 @@
+"""Objectives of the training loop: a model and a batch in, a summed loss out (the contract is in `train.step`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bloomery.nn.loss import IGNORE, linear_cross_entropy
+from bloomery.nn.masks import Causal, Documents
+from bloomery.train.step import Batch
+
+
+def next_token(
+    model: Any, batch: Batch, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy of every token given those before it, in nats, summed.
+
+    `batch["tokens"]` (batch, seq + 1) int64 gives inputs and targets. With `batch["documents"]` (same shape, one number
+    per packed document) attention stays inside a document and no token is predicted from another document. With
+    `batch["loss_mask"]` (same shape) only tokens whose mask is not 0 are targets, as in instruction tuning.
+    The logits are never held at once: see `nn.loss.linear_cross_entropy`.
+    """
+    tokens = batch["tokens"]
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (batch, seq)
+    mask: Causal | None = None
+    counted = torch.ones_like(targets, dtype=torch.bool)
+    if "documents" in batch:
+        documents = batch["documents"]
+        mask = Documents(documents[:, :-1])
+        counted &= documents[:, 1:] == documents[:, :-1]
+    if "loss_mask" in batch:
+        counted &= batch["loss_mask"][:, 1:] != 0
+    targets = targets.masked_fill(~counted, IGNORE)
+    hidden = model(inputs, mask=mask).hidden  # (batch, seq, dim)
+    loss = linear_cross_entropy(hidden, model.head_weight, targets, reduction="sum")
+    return loss, {"weight": counted.sum()}
