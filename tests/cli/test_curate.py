@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+SENTENCE = "the quick brown fox and a lazy dog went over every hill to see what there was for them to find"
+WORDS = SENTENCE.split()
+LONG = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(120)) + f" ends with {i}." for i in range(8)]
+
+
+@pytest.fixture
+def documents():
+    """Eight documents, one of them twice, and a short one, in two files."""
+    Path("in").mkdir()
+    texts = [*LONG, LONG[0], "short"]
+    for name, part in (("a", texts[:5]), ("b", texts[5:])):
+        lines = [json.dumps({"text": text, "url": f"http://example.org/{name}/{i}"}) for i, text in enumerate(part)]
+        Path(f"in/{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return "in"
+
+
+def test_steps_by_name_and_the_survival_table(documents, ok, bloomery):
+    report = ok("curate", documents, "out", "--use", "Length", "ExactDedup", "--engine", "inline", "--quiet")
+    assert (report["documents_in"], report["documents_out"]) == (10, 8)
+    assert [step["name"] for step in report["steps"]][-2:] == ["Length", "ExactDedup"]
+    assert len(list(Path("out").glob("*.parquet"))) == 2
+    _, out, _ = bloomery("curate", documents, "out", "--use", "Length", "ExactDedup", "--engine", "inline", "--quiet")
+    assert "8 of 10 documents kept" in out
+
+
+def test_steps_from_a_file_and_both_engines_agree(documents, ok):
+    Path("steps.yaml").write_text("steps:\n  - Length\n  - ExactDedup\n  - Split: {validation: 0.5, seed: 3}\n")
+    for engine in ("inline", "processes"):
+        ok("curate", documents, engine, "--steps", "steps.yaml", "--engine", engine, "--workers", 2, "--quiet")
+    for name in sorted(path.name for path in Path("inline").glob("*.parquet")):
+        assert (Path("inline") / name).read_bytes() == (Path("processes") / name).read_bytes()
+
+
+def test_score_and_select_with_a_trained_scorer(documents, ok):
+    from bloomery.corpus import LinearScorer
+
+    LinearScorer.train(LONG * 3, [text.upper() for text in LONG] * 3, seed=0).save("scorer")
+    Path("steps.yaml").write_text(
+        "steps:\n  - Score: {model: scorer}\n  - Select: {column: score_quality, fraction: 0.5}\n"
+    )
+    report = ok("curate", documents, "out", "--steps", "steps.yaml", "--engine", "inline", "--quiet")
+    assert report["documents_out"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [Lenght]", "steps.yaml: steps[0]: unknown step 'Lenght' (did you mean 'Length'?)"),
+        ("steps: [{Length: {minimum: 3}}]", "unknown field 'minimum' of Length"),
+        ("steps: [{NearDedup: {threshold: high}}]", "threshold: expected float, got 'high'"),
+        ("steps: [3]", "expected a name or name: {field: value}, got 3"),
+        ("steps: [{Score: {}}]", "Score takes model: PATH"),
+        ("steps: [{Score: {model: nowhere.bin}}]", "nowhere.bin"),
+        ("steps: {Length: {}}", "needs a list under `steps:`"),
+        ("step: [Length]", "unknown field 'step' (did you mean 'steps'?)"),
+        ("steps: [Length", "not valid YAML"),
+    ],
+)
+def test_a_bad_steps_file_gives_one_line(documents, text, message, refused):
+    Path("steps.yaml").write_text(text)
+    assert message in refused("curate", documents, "out", "--steps", "steps.yaml", "--engine", "inline")
+    assert not Path("out").exists()
+
+
+def test_bad_arguments_give_one_line(documents, refused):
+    assert "needs inputs and an output folder" in refused("curate", documents)
+    assert "unknown step 'Lenght'" in refused("curate", documents, "out", "--use", "Lenght")
+    Path("steps.yaml").write_text("steps: [Length]")
+    assert "exclude each other" in refused("curate", documents, "out", "--steps", "steps.yaml", "--use", "Length")
+    assert "nowhere" in refused("curate", "nowhere", "out", "--use", "Length")
+
+
+def test_an_empty_corpus_says_what_removed_it(documents, refused):
+    Path("in/a.jsonl").write_text('{"text": "short"}\n{"text": broken\n')
+    Path("in/b.jsonl").write_text('{"text": "brief"}\n')
+    message = refused("curate", documents, "out", "--use", "Length", "--engine", "inline", "--quiet")
+    assert "Length" in message

@@ -1,0 +1,82 @@
+"""A small byte-level tokenizer and random decoders for it. float64, so that rounding never decides between tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bloomery.models.decoder import Decoder, DecoderConfig
+
+TEXT = """The model reads tokens and writes tokens. A token is a piece of text: a word, a part of a word, or a byte.
+Ein Übergang von Öl zu Glück, naïve café, façade; 日本語の文字 and emoji 🙂🙃 are bytes each. Stop here. STOP."""
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> Decoder:
+    config = DecoderConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=48,
+        max_positions=96,
+        init_std=0.5,  # large enough that the next token depends on the whole prompt
+    )
+    return Decoder(config, torch.Generator().manual_seed(7)).double()
+
+
+class Scripted(Decoder):
+    """A decoder whose every row says the scripted tokens in order, whatever it is asked."""
+
+    def __init__(self, config: DecoderConfig, script: list[int]) -> None:
+        super().__init__(config)
+        self.script, self.prompt_length = script, 0
+
+    def forward(self, tokens, *, cache, padding=None, **rest):  # type: ignore[no-untyped-def,override]
+        output = super().forward(tokens, cache=cache, padding=padding, **rest)
+        if cache.length == tokens.shape[1]:
+            self.prompt_length = tokens.shape[1]
+        said = self.script[cache.length - self.prompt_length]
+        output.hidden = torch.zeros_like(output.hidden)
+        output.hidden[..., 0] = 1.0
+        output.head_weight = torch.zeros_like(output.head_weight)
+        output.head_weight[said, 0] = 50.0
+        return output
+
+
+@pytest.fixture
+def say(tokenizer: Tokenizer):  # type: ignore[no-untyped-def]
+    """A model that continues every prompt with the given token ids."""
+
+    def make(script: list[int]) -> Scripted:
+        config = DecoderConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            dim=8,
+            n_layers=1,
+            n_heads=1,
+            n_kv_heads=1,
+            head_dim=8,
+            ffn_dim=8,
+            max_positions=512,
+        )
+        return Scripted(config, script)
+
+    return make
