@@ -1,0 +1,294 @@
+"""The doors in and out: Hugging Face folders (`config.json` + safetensors, whole or sharded) and presets by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bloomery.core.devices import pick_dtype
+from bloomery.core.errors import CheckpointError, ConfigError, DataError, nearest
+from bloomery.core.files import atomic_folder, read_json
+from bloomery.models import llama, qwen2
+from bloomery.models.decoder import Decoder, DecoderConfig
+from bloomery.models.hf_config import Fields
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+HEAD = "lm_head.weight"
+_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_LISTED = 5  # keys of one kind that an error message spells out
+_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # stored by old exporters, computed from the configuration by us
+
+
+class Family(Protocol):
+    """What a family's module offers."""
+
+    MODEL_TYPE: str
+    PRESETS: dict[str, DecoderConfig]
+
+    def fits(self, config: DecoderConfig) -> bool: ...  # noqa: D102
+    def read(self, fields: Fields) -> DecoderConfig: ...  # noqa: D102
+    def write(self, config: DecoderConfig) -> dict[str, Any]: ...  # noqa: D102
+    def tensors(self, model: Decoder) -> dict[str, Tensor]: ...  # noqa: D102
+
+
+FAMILIES: tuple[Family, ...] = (llama, qwen2)
+
+
+def presets() -> list[str]:
+    """The names `preset` knows."""
+    return [name for family in FAMILIES for name in family.PRESETS]
+
+
+def preset(name: str, **overrides: Any) -> DecoderConfig:
+    """The configuration published under `name`, with some fields changed: `preset("llama-tiny", vocab_size=4096)`."""
+    for family in FAMILIES:
+        if name in family.PRESETS:
+            return DecoderConfig.from_dict(family.PRESETS[name].to_dict() | overrides, where=f"preset {name}")
+    raise ConfigError(f"unknown model preset {name!r}", fix=nearest(name, presets()))
+
+
+def load_config(folder: Path | str) -> DecoderConfig:
+    """Read `config.json`, in the spelling of transformers 4.x or 5.x."""
+    return _read_config(Path(folder))[1]
+
+
+def load_pretrained(
+    path: Path | str, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+) -> Decoder:
+    """The decoder stored in a Hugging Face folder.
+
+    `dtype` defaults to the one stored, `device` to the CPU. Weights are copied one tensor at a time into place, so
+    memory stays at the model plus one tensor. Names and shapes are checked before anything is copied, and everything
+    wrong with them is reported in one CheckpointError.
+    """
+    folder = Path(path)
+    family, config = _read_config(folder)
+    _check_vocabulary(folder, config)
+    with torch.device("meta"):
+        model = Decoder(config)
+    stored = _Stored(folder)
+    stored.compare(family.tensors(model), tied=config.tie_embeddings)
+    model.to(stored.dtype("model.embed_tokens.weight") if dtype is None else pick_dtype(dtype))
+    model.to_empty(device=device or "cpu")
+    places = family.tensors(model)
+    for name, place in places.items():
+        place.copy_(stored.tensor(name))
+    if config.tie_embeddings and HEAD in stored.shapes:
+        _check_tied(stored.tensor(HEAD), model.embed.weight, folder)
+    return model
+
+
+def save_pretrained(
+    model: Decoder, path: Path | str, tokenizer: Tokenizer | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write a folder that transformers, vLLM and `load_pretrained` read. It appears whole or not at all.
+
+    Weights keep the model's dtype and go into files of at most `shard_bytes`. A `tokenizer` is stored beside them.
+    """
+    config = model.config
+    family = next((f for f in FAMILIES if f.fits(config)), None)
+    if family is None:
+        raise ConfigError(
+            f"no published format has qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, mlp_bias={config.mlp_bias}",
+            fix="biases on q, k, v and o (llama) or on q, k and v alone (qwen2)",
+        )
+    written = family.write(config) | {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    if tokenizer is not None:
+        _require_vocabulary(tokenizer, config, path)
+    with atomic_folder(path) as folder:
+        if tokenizer is not None:
+            written |= _write_tokenizer(tokenizer, folder)
+        _write_json(folder / "config.json", written)
+        _write_weights(folder, family.tensors(model), shard_bytes)
+
+
+class _Stored:
+    """The tensors of a folder's safetensors files: names, shapes and types at once, contents one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Any] = {}
+        self._types: dict[str, str] = {}
+        for path in _weight_files(folder):
+            try:
+                file: Any = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"not a whole safetensors file: {error}", where=path) from error
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                header = file.get_slice(name)
+                self.shapes[name], self._types[name] = tuple(header.get_shape()), header.get_dtype()
+                self._files[name] = file
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype a tensor is stored in."""
+        if self._types[name] not in _TYPES:
+            raise CheckpointError(
+                f"{name} is stored as {self._types[name]}", where=self.folder, fix=f"known: {', '.join(_TYPES)}"
+            )
+        return _TYPES[self._types[name]]
+
+    def compare(self, places: dict[str, Tensor], tied: bool) -> None:
+        """Raise one error with everything that is missing, unexpected or of another shape than its place."""
+        missing = sorted(places.keys() - self.shapes.keys())
+        extra = {name for name in self.shapes.keys() - places.keys() if not _DERIVED.search(name)}
+        unexpected = sorted(extra - {HEAD} if tied else extra)
+        shapes = [
+            f"{name} is {list(self.shapes[name])} instead of {list(place.shape)}"
+            for name, place in places.items()
+            if name in self.shapes and self.shapes[name] != tuple(place.shape)
+        ]
+        kinds = {"missing": missing, "unexpected": unexpected, "of the wrong shape": shapes}
+        wrong = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+        if wrong:
+            raise CheckpointError(
+                "the weights do not fit config.json: " + "; ".join(wrong),
+                where=self.folder,
+                fix="is this the right config.json, and are all shards there?",
+            )
+
+
+def _read_config(folder: Path) -> tuple[Family, DecoderConfig]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError("not a Hugging Face model folder: there is no config.json", where=folder)
+    try:
+        fields = Fields(read_json(path), path)
+    except DataError as error:
+        raise CheckpointError(error.what, where=path) from error
+    name = fields.need("model_type", str)
+    for family in FAMILIES:
+        if name == family.MODEL_TYPE:
+            try:
+                config = family.read(fields)
+            except ConfigError as error:
+                raise ConfigError(error.what, where=error.where or path, fix=error.fix) from error
+            fields.finish()
+            return family, config
+    known = [family.MODEL_TYPE for family in FAMILIES]
+    hint = nearest(name, known)
+    raise ConfigError(
+        f"unknown model_type {name!r}", where=path, fix=f"known: {', '.join(known)}" + ("; " + hint) * ("did" in hint)
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or those its index names, all of which must exist inside the folder."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        if any(folder.glob("pytorch_model*.bin")):
+            raise CheckpointError(
+                "holds only pytorch_model.bin, a pickle, which can run code when opened and is not read",
+                where=folder,
+                fix="convert it to safetensors with the tool it came with",
+            )
+        raise CheckpointError(f"neither {WEIGHTS} nor {INDEX} is there", where=folder)
+    try:
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        foreign = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"not a weight index: {error}", where=folder / INDEX) from error
+    if foreign:
+        raise CheckpointError(f"names files outside its folder: {_listed(foreign)}", where=folder / INDEX)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{len(absent)} of {len(names)} shards are missing: {_listed(absent)}", where=folder, fix="fetch them again"
+        )
+    return [folder / name for name in names]
+
+
+def _write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
+    """One file, or numbered shards and an index, in the order of the key map."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    _write_json(folder / INDEX, index)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
+    """Store the tokenizer and what generation must know of it; return the special ids that belong into config.json."""
+    from bloomery.corpus import tokenizer as text
+
+    text.write(tokenizer, folder)
+    names = {"bos_token_id": text.BOS, "eos_token_id": text.EOS, "pad_token_id": text.PAD}
+    ids = {key: tokenizer.token_to_id(token) for key, token in names.items()}
+    known = {key: number for key, number in ids.items() if number is not None}
+    turn_end = tokenizer.token_to_id(text.END)
+    if turn_end is not None and "eos_token_id" in known:  # a turn's end ends generation too
+        _write_json(folder / "generation_config.json", known | {"eos_token_id": [known["eos_token_id"], turn_end]})
+    return known
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_vocabulary(folder: Path, config: DecoderConfig) -> None:
+    """Raise if the tokenizer beside the weights has tokens the embedding has no row for."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"not a tokenizer: {error}", where=path) from error
+    _require_vocabulary(tokenizer, config, folder)
+
+
+def _require_vocabulary(tokenizer: Tokenizer, config: DecoderConfig, where: object) -> None:
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has token ids up to {largest}, the embedding only {config.vocab_size} rows",
+            where=where,
+            fix="the tokenizer belongs to another model, or vocab_size is too small",
+        )
+
+
+def _check_tied(head: Tensor, embedding: Tensor, folder: Path) -> None:
+    """Raise if a stored head is not the embedding it is said to be."""
+    if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but {HEAD} differs from it",
+            where=folder,
+            fix="set tie_word_embeddings to false in config.json",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

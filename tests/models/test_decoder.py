@@ -1,0 +1,304 @@
+"""The decoder: invariants, counts, and one test that walks every small preset."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bloomery.core.errors import ConfigError, DataError
+from bloomery.models import Decoder, DecoderConfig, load_pretrained, preset, presets, save_pretrained
+from bloomery.nn import Documents, KVCache, LinearScaling, Llama3Scaling, linear_cross_entropy
+
+TINY = [name for name in presets() if name.endswith("-tiny")]
+SMALL = DecoderConfig(
+    vocab_size=37, dim=20, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=6, ffn_dim=28, max_positions=16,
+    qkv_bias=True, o_bias=True, mlp_bias=True,
+)  # fmt: skip
+PUBLISHED = {  # parameters of the released checkpoints
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "yi-6b": 6_061_035_520,
+    "yi-9b": 8_829_407_232,
+    "yi-34b": 34_388_917_248,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+}
+
+
+def randomised(config: DecoderConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:
+    """A decoder in which biases and norms matter too."""
+    model, generator = Decoder(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    return model.to(dtype)
+
+
+def tokens(*shape: int, vocab: int = 37, seed: int = 0) -> Tensor:
+    return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return randomised(SMALL)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=25)
+@given(place=st.integers(0, 11), other=st.integers(1, 36))
+def test_a_token_changes_nothing_before_it(model: Decoder, place: int, other: int) -> None:
+    before = tokens(2, 12)
+    after = before.clone()
+    after[:, place] = (after[:, place] + other) % 37
+    a, b = model(before).logits, model(after).logits
+    assert torch.equal(a[:, :place], b[:, :place])
+    assert not torch.isclose(a[:, place:], b[:, place:]).all(-1).any(), "every later position must notice"
+
+
+def test_gradients_flow_backwards_only(model: Decoder) -> None:
+    embeds = model.embed(tokens(1, 9)).detach().requires_grad_()
+    model(embeds=embeds).logits[:, 4].sum().backward()
+    assert embeds.grad is not None
+    reached = embeds.grad.abs().sum(-1)[0] > 0
+    assert reached.tolist() == [True] * 5 + [False] * 4
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=25)
+@given(lengths=st.lists(st.integers(1, 7), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_packed_documents_do_not_see_each_other(model: Decoder, lengths: list[int], seed: int) -> None:
+    """Rotary positions are relative, so a packed document equals the document alone wherever it lies."""
+    packed = tokens(1, sum(lengths), seed=seed)
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    ours = model(packed, mask=Documents(ids)).logits
+    alone = [model(part).logits for part in packed.split(lengths, dim=1)]
+    torch.testing.assert_close(ours, torch.cat(alone, dim=1), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_any_chunking_through_the_cache_equals_the_whole(model: Decoder, data: st.DataObject, seed: int) -> None:
+    chunks = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    padding = torch.tensor(data.draw(st.lists(st.integers(0, chunks[0] - 1), min_size=2, max_size=2)))
+    batch = tokens(2, sum(chunks), seed=seed)
+    cache = KVCache(SMALL, batch=2, max_len=30, dtype=torch.float64)
+    parts = [
+        model(part, cache=cache, padding=padding if i == 0 else None).logits
+        for i, part in enumerate(batch.split(chunks, dim=1))
+    ]
+    assert cache.length == sum(chunks)
+    together = torch.cat(parts, dim=1)
+    for row, pad in enumerate(padding.tolist()):
+        alone = model(batch[row : row + 1, pad:]).logits
+        torch.testing.assert_close(together[row : row + 1, pad:], alone, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_rows_leave_and_move_in_the_cache(model: Decoder) -> None:
+    batch = tokens(3, 8)
+    cache = KVCache(SMALL, batch=3, max_len=10, dtype=torch.float64)
+    model(batch[:, :7], cache=cache, padding=torch.tensor([0, 3, 1]))
+    cache.keep(torch.tensor([1, 0]))
+    step = model(batch[[1, 0], 7:], cache=cache).logits
+    torch.testing.assert_close(step[0, -1], model(batch[1:2, 3:]).logits[0, -1])
+    torch.testing.assert_close(step[1, -1], model(batch[0:1]).logits[0, -1])
+
+
+@torch.no_grad()
+def test_a_full_cache_is_refused_before_it_is_touched(model: Decoder) -> None:
+    cache = KVCache(SMALL, batch=1, max_len=4, dtype=torch.float64)
+    model(tokens(1, 3), cache=cache)
+    with pytest.raises(DataError, match=r"3 \+ 2 positions do not fit a cache of 4"):
+        model(tokens(1, 2), cache=cache)
+    assert cache.length == 3
+
+
+@torch.no_grad()
+def test_positions_given_or_counted(model: Decoder) -> None:
+    batch = tokens(2, 7)
+    counted = model(batch).logits
+    shifted = torch.arange(7).expand(2, 7) + torch.tensor([[0], [40]])
+    torch.testing.assert_close(model(batch, positions=shifted).logits, counted, rtol=0, atol=1e-4)
+    spread = model(batch, positions=torch.arange(7).expand(2, 7) * 2).logits
+    assert not torch.allclose(spread, counted, atol=1e-2)
+    with pytest.raises(ValueError, match="either tokens or embeds"):
+        model()
+
+
+def test_counts_equal_the_published_ones() -> None:
+    assert PUBLISHED.keys() == set(presets()) - set(TINY)
+    for name, published in PUBLISHED.items():
+        with torch.device("meta"):
+            assert Decoder(preset(name)).num_parameters() == published, name
+
+
+@pytest.mark.parametrize("config", [SMALL, preset("llama-tiny"), preset("qwen2-tiny"), preset("llama-3.2-1b")])
+def test_counts_equal_the_closed_form(config: DecoderConfig) -> None:
+    c = config
+    with torch.device("meta"):
+        model = Decoder(c)
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    matrices = c.n_layers * (c.dim * (2 * q + 2 * kv) + 3 * c.dim * c.ffn_dim)
+    biases = c.qkv_bias * (q + 2 * kv) + c.o_bias * c.dim + c.mlp_bias * (2 * c.ffn_dim + c.dim)
+    tables = c.vocab_size * c.dim * (1 if c.tie_embeddings else 2)
+    inner = matrices + c.n_layers * (biases + 2 * c.dim) + c.dim
+    assert model.num_parameters() == inner + tables
+    assert model.num_parameters(embeddings=False) == inner
+    dense = 6 * (matrices + c.vocab_size * c.dim)
+    assert model.flops_per_token(1) == dense + 12 * c.n_layers * q
+    assert model.flops_per_token(1023) == dense + 12 * c.n_layers * q * 512
+
+
+def test_flops_of_the_matrices_equal_what_pytorch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = preset("llama-tiny", tie_embeddings=False)
+    batch, seq = 2, 16
+    with torch.device("meta"):
+        model = Decoder(config)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.zeros(batch, seq, dtype=torch.int64)).logits.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    attention = 12 * config.n_layers * config.n_heads * config.head_dim
+    assert products == batch * seq * (model.flops_per_token(1) - attention)
+
+
+def test_initialisation_follows_its_table() -> None:
+    config = preset("llama-tiny", dim=256, n_layers=8, tie_embeddings=False, qkv_bias=True)
+    model = Decoder(config, torch.Generator().manual_seed(1))
+    residual = 0.02 / 4  # 1 / sqrt(2 · 8)
+    block = model.blocks[5]
+    for weight, std in [
+        (model.embed.weight, 0.02),
+        (model.head.weight, 0.02),
+        (block.attn.qkv.weight, 0.02),
+        (block.ffn.gate_up.weight, 0.02),
+        (block.attn.out.weight, residual),
+        (block.ffn.down.weight, residual),
+    ]:
+        assert weight.std().item() == pytest.approx(std, rel=0.02)
+        assert abs(weight.mean().item()) < std / 20
+    assert not block.attn.qkv.bias.any()
+    assert (model.norm.weight == 1).all()
+    assert (block.norm2.weight == 1).all()
+    again = Decoder(config, torch.Generator().manual_seed(1))
+    other = Decoder(config, torch.Generator().manual_seed(2))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(model.embed.weight, other.embed.weight)
+    assert torch.equal(Decoder(config).embed.weight, Decoder(config).embed.weight)
+
+
+def test_state_dict_names_are_an_interface() -> None:
+    block = ["norm1.weight", "attn.qkv.weight", "attn.out.weight", "norm2.weight", "ffn.gate_up.weight"]
+    block += ["ffn.down.weight"]
+    expected = ["embed.weight", *(f"blocks.0.{name}" for name in block), "norm.weight"]
+    assert list(Decoder(preset("llama-tiny", n_layers=1)).state_dict()) == expected
+    untied = Decoder(preset("llama-tiny", n_layers=1, tie_embeddings=False))
+    assert list(untied.state_dict()) == [*expected, "head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_kv_heads": 4}, "n_heads=6 is not a multiple of n_kv_heads=4"),
+        ({"head_dim": 5}, "head_dim=5"),
+        ({"n_layers": 0}, "n_layers=0"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0"),
+        ({"vocabsize": 4}, "did you mean 'vocab_size'"),
+        ({"dim": "wide"}, "dim: expected int, got 'wide'"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 4.0}}, "rope_scaling"),
+    ],
+)
+def test_a_bad_configuration_names_the_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DecoderConfig.from_dict(SMALL.to_dict() | changes)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        LinearScaling(factor=2.5),
+        Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_positions=8192),
+    ],
+)
+def test_configurations_survive_json(scaling: Any) -> None:
+    config = preset("qwen2-tiny", rope_scaling=scaling)
+    assert DecoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'llama-3-8b'"):
+        preset("llama3-8b")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_small_preset(name: str, tmp_path: Any) -> None:
+    """Build, forward, backward, learn, save, load, copy, bfloat16."""
+    config = preset(name, vocab_size=96)
+    model = Decoder(config)
+    batch = tokens(4, 17, vocab=96)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = linear_cross_entropy(model(batch[:, :-1]).hidden, model.head_weight, batch[:, 1:])
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(torch.tensor(96.0).log().item(), abs=0.3)
+    assert losses[-1] < losses[0] - 0.5
+    with torch.no_grad():
+        logits = model(batch).logits
+        save_pretrained(model, tmp_path / name)
+        loaded = load_pretrained(tmp_path / name)
+        assert loaded.config == config
+        assert torch.equal(loaded(batch).logits, logits)
+        assert torch.equal(copy.deepcopy(model)(batch).logits, logits)
+        half = load_pretrained(tmp_path / name, dtype="bfloat16")
+        assert half(batch).logits.dtype == torch.bfloat16
+        torch.testing.assert_close(half(batch).logits.float(), logits, rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(batch[:, :-1])
+        linear_cross_entropy(out.hidden, model.head_weight, batch[:, 1:]).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_every_small_preset_compiles(name: str) -> None:
+    model = Decoder(preset(name, vocab_size=96, n_layers=2))
+    batch = tokens(2, 16, vocab=96)
+
+    def loss(run: Any) -> Tensor:
+        return linear_cross_entropy(run(batch[:, :-1]).hidden, model.head_weight, batch[:, 1:])
+
+    plain, compiled = loss(model), loss(torch.compile(model))
+    torch.testing.assert_close(compiled, plain)
+    wanted = torch.autograd.grad(plain, list(model.parameters()))
+    for a, b in zip(torch.autograd.grad(compiled, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
