@@ -1,0 +1,41 @@
+"""Documents as Arrow batches, and the steps that read, filter, deduplicate, score, select, mix and pack them.
+
+Names are imported on first use, so `import bloomery.corpus` loads neither Arrow nor the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "documents": ("SCHEMA", "content_id", "from_texts", "texts", "with_column", "with_texts"),
+    "steps": ("Barrier", "Plan", "Step", "decisions", "drop", "drop_reasons", "kept", "uniform"),
+    "readers": ("find_inputs", "read_documents"),
+    "engine": ("run",),
+    "report": ("Report",),
+    "filters": ("Language", "Length", "Repetition", "Symbols"),
+    "dedup": ("ExactDedup", "NearDedup"),
+    "quality": ("LinearScorer", "Score", "Scorer"),
+    "fasttext_bin": ("FastTextScorer",),
+    "selection": ("Select",),
+    "mixture": ("Mixture",),
+    "split": ("Split", "split_of"),
+    "packing": ("PackedTokens", "pack"),
+    "examples": ("PackedExamples",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in {"chat", "tokenizer", *_HOME}:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "chat", "tokenizer", *_HOME]

@@ -1,0 +1,140 @@
+"""Run steps over files: `run(steps, inputs, outputs)`. Killed and started again, it ends with the same bytes.
+
+The unit of resume is one input file under one list of steps. A unit is finished when its record exists and carries the
+unit's key: a hash of the steps up to there, the reader, and the file's size and modification time (what `make` trusts
+too; hashing the content would read every input twice). Barriers cut the steps into segments. A segment's units are
+independent; a barrier decides once over the sketches of all of them, in input order; so inline and process-pool runs
+write identical files.
+
+    outputs/00000-name.parquet …        one file of survivors per input
+    outputs/dropped/00000-name.parquet  what was dropped, with `step` and `reason` (`….1.parquet` after a barrier)
+    outputs/report.json                 the survival report
+    outputs/.bloomery/                  records and, until the run has succeeded, intermediate documents
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from bloomery.core.errors import ConfigError, EmptyError, nearest
+from bloomery.core.progress import Progress
+from bloomery.corpus.documents import SCHEMA
+from bloomery.corpus.pool import Inline, Processes
+from bloomery.corpus.readers import find_inputs, read_documents
+from bloomery.corpus.report import Report
+from bloomery.corpus.state import State, is_finished, opened
+from bloomery.corpus.steps import DROP, Barrier, Step
+from bloomery.corpus.unit import Reader
+
+ENGINES = ("inline", "processes")
+
+
+def run(
+    steps: Sequence[Step | Barrier],
+    inputs: str | Path | Iterable[str | Path],
+    outputs: str | Path,
+    *,
+    engine: str = "inline",
+    workers: int | None = None,
+    read: Reader = read_documents,
+    resume: bool = True,
+    quiet: bool = False,
+) -> Report:
+    """Send every document of `inputs` (files, folders, globs) through `steps`; write the survivors to `outputs`.
+
+    Args:
+        steps: local steps and barriers, in order.
+        inputs: see `readers.find_inputs`.
+        outputs: a new folder, or one that holds an earlier run of the same steps over the same files.
+        engine: "inline" (this process) or "processes" (one unit per process at a time); the output is the same.
+        workers: number of processes; by default the processors this process may use.
+        read: path -> iterator of document batches, e.g. `web.read_documents` for WARC files.
+        resume: continue or reuse what is in `outputs`; False deletes that run and starts again.
+        quiet: no progress.
+
+    Raises:
+        ConfigError: a step reads a column that nothing before it produces; unknown engine; `outputs` holds another run.
+        EmptyError: no document survived (the report is written all the same).
+        StorageError: the disk is full or the folder is in use.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}", fix=nearest(engine, ENGINES))
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} is not a number of workers", where="workers", fix="use 1 or more")
+    files = find_inputs(inputs)
+    check_columns(steps, files, read)
+    with opened(Path(outputs), steps, files, read, resume) as state:
+        last = len(state.segments) - 1
+        count = workers or len(os.sched_getaffinity(0))
+        work = Processes(state.segments, read, count) if engine == "processes" else Inline(state.segments, read)
+        with closing(work):
+            for index in range(state.first_unfinished(), last + 1):
+                if index and state.documents_left(index - 1) == 0:
+                    raise _empty(state, index)
+                state.decide(index)
+                _run_segment(state, index, work, quiet)
+                state.delete_intermediates(before=index)
+        if state.documents_left(last) == 0:
+            raise _empty(state, last + 1)
+        report = state.report(last + 1)
+        report.save(state.folder / "report.json")
+        state.delete_intermediates(before=last + 1)
+    return report
+
+
+def check_columns(steps: Sequence[Step | Barrier], files: Sequence[Path] = (), read: Reader = read_documents) -> None:
+    """Check that every step's columns exist when it runs; the first input is opened only if a column is in doubt."""
+    known = set(SCHEMA.names)
+    peeked = False
+    for position, step in enumerate(steps, start=1):
+        if not isinstance(step, (Step, Barrier)):
+            raise ConfigError(f"step {position} is not a Step or Barrier: {step!r}", where="steps")
+        if not peeked and not known.issuperset(step.reads) and files:
+            peeked = True
+            known.update(_columns(files[0], read))
+        for column in step.reads:
+            if column not in known:
+                raise ConfigError(
+                    f"step {position} ({step.name}) reads the column {column!r}, which no earlier step writes",
+                    where="steps",
+                    fix=nearest(column, known),
+                )
+        if DROP in step.writes:
+            raise ConfigError(f"step {position} ({step.name}) writes the reserved column {DROP!r}", where="steps")
+        known.update(step.writes)
+
+
+def _columns(path: Path, read: Reader) -> list[str]:
+    """The columns of the first batch of a file."""
+    first = next(iter(read(path)), None)
+    return [] if first is None else list(first.schema.names)
+
+
+def _run_segment(state: State, index: int, work: Inline | Processes, quiet: bool) -> None:
+    jobs = state.jobs(index)
+    todo = [job for job in jobs if not is_finished(job)]
+    finished = len(jobs) - len(todo)
+    name = "curate" if len(state.segments) == 1 else f"curate {index + 1}/{len(state.segments)}"
+    with Progress(name, unit="documents", quiet=quiet or not todo) as progress:
+
+        def advance(documents: int) -> None:
+            progress.advance(documents, files=f"{finished}/{len(jobs)}")
+
+        for _ in work.run(index, todo, advance):
+            finished += 1
+            advance(0)
+
+
+def _empty(state: State, segments: int) -> EmptyError:
+    """The error for a run that keeps nothing; the report is written all the same."""
+    report = state.report(segments)
+    report.save(state.folder / "report.json")
+    reasons = "; ".join(f"{reason} ({count:,})" for reason, count in report.top_reasons()) or "the inputs are empty"
+    return EmptyError(
+        f"none of {report.documents_in:,} documents was kept: {reasons}",
+        where=state.folder,
+        fix="see report.json and dropped/ there, and loosen that step",
+    )

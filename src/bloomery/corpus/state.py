@@ -1,0 +1,261 @@
+"""The folder of a run: what is finished, where everything lies, and whose run it is."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import bloomery
+from bloomery.core.errors import ConfigError, DataError, StorageError
+from bloomery.core.files import atomic_file, explain_os_errors, read_json, write_json
+from bloomery.core.hashing import digest
+from bloomery.core.log import logger
+from bloomery.corpus.readers import TEXT
+from bloomery.corpus.report import Report, StepStats
+from bloomery.corpus.steps import Barrier, Step, decision_notes
+from bloomery.corpus.unit import Job, Reader, Segment
+
+STATE = ".bloomery"
+
+
+@contextmanager
+def opened(
+    folder: Path, steps: Sequence[Step | Barrier], files: Sequence[Path], read: Reader, resume: bool
+) -> Iterator[State]:
+    """Lock `folder` for this run and check that what it holds is a run of the same steps over the same files."""
+    manifest: dict[str, Any] = {
+        "bloomery": bloomery.__version__,
+        "reader": reader_name(read),
+        "steps": [step.fingerprint() for step in steps],
+        "inputs": [os.path.abspath(file) for file in files],
+    }
+    state = folder / STATE
+    with explain_os_errors(folder):
+        if not (state / "run.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
+            raise ConfigError("holds files, but no curation run", where=folder, fix="choose a new or empty folder")
+        state.mkdir(parents=True, exist_ok=True)
+        with (state / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StorageError("another run is writing to this folder", where=folder) from error
+            if not resume:
+                _delete_run(folder)
+            if (state / "run.json").exists():
+                _check_same_run(folder, read_json(state / "run.json"), manifest)
+            else:
+                write_json(state / "run.json", manifest)
+            for left_over in (*folder.glob(".*.tmp"), *folder.glob("dropped/.*.tmp"), *state.rglob(".*.tmp")):
+                left_over.unlink()
+            yield State(folder, files, cut(steps), manifest["reader"])
+
+
+def cut(steps: Sequence[Step | Barrier]) -> list[Segment]:
+    """Cut the steps at the barriers; there is always one segment more than barriers."""
+    segments: list[Segment] = []
+    previous: Barrier | None = None
+    local: list[Step] = []
+    for step in steps:
+        if isinstance(step, Barrier):
+            segments.append(Segment(previous, tuple(local), step))
+            previous, local = step, []
+        else:
+            local.append(step)
+    return [*segments, Segment(previous, tuple(local), None)]
+
+
+class State:
+    """What is finished and where it lies, by segment and unit (the position of the input file)."""
+
+    def __init__(self, folder: Path, files: Sequence[Path], segments: Sequence[Segment], reader: str) -> None:
+        self.folder, self.files, self.segments = folder, files, segments
+        self._keys = unit_keys(files, segments, reader)
+        self._names = [f"{index:05d}-{_stem(file)}" for index, file in enumerate(files)]
+
+    def jobs(self, segment: int) -> list[Job]:
+        """The segment's units, finished or not."""
+        answer, first = self._place(segment - 1) / "decisions.arrow", 0
+        jobs = []
+        for unit in range(len(self.files)):
+            job = self._job(segment, unit)
+            if segment and answer.exists():
+                rows = self._rows(segment - 1, unit)
+                job = self._job(segment, unit, (answer, first, rows))
+                first += rows
+            jobs.append(job)
+        return jobs
+
+    def first_unfinished(self) -> int:
+        """The first segment that has work to do. Its predecessor is complete and still has its data."""
+        for segment in reversed(range(len(self.segments))):
+            jobs = [[self._job(k, unit) for unit in range(len(self.files))] for k in range(segment + 1)]
+            if all(map(has_record, (job for earlier in jobs for job in earlier))) and all(map(is_finished, jobs[-1])):
+                return segment + 1
+        return 0
+
+    def decide(self, segment: int) -> None:
+        """Let the barrier before the segment decide over all sketches, in input order."""
+        barrier = self.segments[segment].previous
+        if barrier is None:
+            return
+        answer, note = self._place(segment - 1) / "decisions.arrow", self._place(segment - 1) / "decisions.json"
+        key = digest(self._keys[segment])
+        if answer.exists() and note.exists() and read_json(note).get("key") == key:
+            return
+        sketches = pa.concat_tables(_mapped(job.sketches) for job in self.jobs(segment - 1))
+        self._warn_of_memory(barrier, len(sketches))
+        start = time.perf_counter()
+        table = barrier.decide(sketches)
+        if table.num_columns == 0 or len(table) != len(sketches):
+            raise DataError(f"{barrier.name} decided about {len(table)} documents of {len(sketches)}")
+        with atomic_file(answer) as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        write_json(note, {"key": key, "seconds": time.perf_counter() - start, "notes": decision_notes(table)})
+
+    def documents_left(self, segment: int) -> int:
+        """Documents that survived the segment."""
+        return sum(self._rows(segment, unit) for unit in range(len(self.files)))
+
+    def delete_intermediates(self, before: int) -> None:
+        """Delete the documents, sketches and decisions of all segments before `before`; records stay."""
+        for segment in range(before):
+            for path in self._place(segment).glob("*.arrow"):
+                path.unlink()
+
+    def report(self, segments: int) -> Report:
+        """The merged report of the first `segments` segments, from the records on disk."""
+        report, position = Report(files=len(self.files)), 0
+        for index in range(segments):
+            segment = self.segments[index]
+            report.steps += [StepStats(name) for name in segment.names[1 if index else 0 :]]
+            if segment.barrier is not None:
+                report.steps.append(StepStats(segment.barrier.name))
+            for unit in range(len(self.files)):
+                record = self._record(index, unit)
+                report.add(Report.from_dict(record["report"]), at=position)
+                report.steps[-1].seconds += record["sketch_seconds"]
+            if index:
+                note = read_json(self._place(index - 1) / "decisions.json")
+                report.steps[position].seconds += note["seconds"]
+                report.steps[position].notes = note["notes"]
+            position += len(segment.names)
+        return report
+
+    def _place(self, segment: int) -> Path:
+        return self.folder / STATE / f"segment-{segment}"
+
+    def _job(self, segment: int, unit: int, decisions: tuple[Path, int, int] | None = None) -> Job:
+        name, last, here = self._names[unit], segment == len(self.segments) - 1, self._place(segment)
+        return Job(
+            key=self._keys[segment][unit],
+            source=self.files[unit],
+            documents_in=self._place(segment - 1) / f"{name}.documents.arrow",
+            documents_out=self.folder / f"{name}.parquet" if last else here / f"{name}.documents.arrow",
+            dropped=self.folder / "dropped" / (f"{name}.{segment}.parquet" if segment else f"{name}.parquet"),
+            record=here / f"{name}.json",
+            sketches=None if last else here / f"{name}.sketches.arrow",
+            decisions=decisions,
+        )
+
+    def _record(self, segment: int, unit: int) -> Any:
+        return read_json(self._place(segment) / f"{self._names[unit]}.json")
+
+    def _rows(self, segment: int, unit: int) -> int:
+        return int(self._record(segment, unit)["report"]["steps"][-1]["kept"])
+
+    def _warn_of_memory(self, barrier: Barrier, documents: int) -> None:
+        size = sum(self._record(0, unit)["report"]["text_bytes_in"] for unit in range(len(self.files)))
+        need, free = barrier.plan(documents, size).ram_bytes, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if need > free:
+            text = "%s over %d documents needs about %.1f GB, %.1f GB are free"
+            logger("corpus").warning(text, barrier.name, documents, need / 1e9, free / 1e9)
+
+
+def has_record(job: Job) -> bool:
+    """Whether the unit was finished at some time, under the same key."""
+    return job.record.exists() and bool(read_json(job.record).get("key") == job.key)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the unit is finished and what it wrote is still there."""
+    written = [job.documents_out, job.dropped, *([job.sketches] if job.sketches else [])]
+    return has_record(job) and all(path.exists() for path in written)
+
+
+def unit_keys(files: Sequence[Path], segments: Sequence[Segment], reader: str) -> list[list[str]]:
+    """One key per segment and file. After a barrier a file's result depends on every file, and so does its key."""
+    keys: list[list[str]] = []
+    for segment in segments:
+        parts = [*segment.steps, *([segment.barrier] if segment.barrier else [])]
+        steps = [part.fingerprint() for part in parts]
+        if not keys:
+            keys.append([digest([reader, steps, _identity(file)]) for file in files])
+        else:
+            before = digest(keys[-1])
+            keys.append([digest([before, steps, unit]) for unit in range(len(files))])
+    return keys
+
+
+def reader_name(read: Reader) -> str:
+    """What identifies the reading function in a key: its module and name, and the arguments bound to it."""
+    if isinstance(read, functools.partial):
+        return digest([reader_name(read.func), read.args, read.keywords])
+    return f"{read.__module__}.{getattr(read, '__qualname__', type(read).__qualname__)}"
+
+
+def _identity(path: Path) -> list[Any]:
+    """Size and modification time, of every text file where the input is a folder of them."""
+    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(TEXT)) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _stem(path: Path) -> str:
+    """A short, safe name for the files made from `path`."""
+    name = path.name.partition(".")[0] or path.name
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:80]
+
+
+def _check_same_run(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    for what in ("bloomery", "reader", "steps", "inputs"):
+        if there.get(what) != now[what]:
+            raise ConfigError(
+                f"holds a run with other {'versions of bloomery' if what == 'bloomery' else what}: "
+                f"{_difference(there.get(what), now[what])}",
+                where=folder,
+                fix="choose another output folder, or start that run again from nothing with resume=False",
+            )
+
+
+def _difference(there: Any, now: Any) -> str:
+    """The first place where two lists differ, or the two values."""
+    if not isinstance(there, list) or not isinstance(now, list):
+        return f"there {there!r}, now {now!r}"
+    for position, (old, new) in enumerate(zip(there, now, strict=False), start=1):
+        if old != new:
+            return f"number {position} there {old!r}, now {new!r}"
+    return f"there {len(there)}, now {len(now)}"
+
+
+def _delete_run(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    if not (folder / STATE / "run.json").exists():
+        return
+    for path in (*folder.glob("[0-9]*.parquet"), folder / "report.json", folder / STATE / "run.json"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "dropped", ignore_errors=True)
+    for place in (folder / STATE).glob("segment-*"):
+        shutil.rmtree(place)
+
+
+def _mapped(path: Path | None) -> pa.Table:
+    """A table whose columns stay on disk until they are used."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

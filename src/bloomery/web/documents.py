@@ -1,0 +1,86 @@
+"""WARC and ARC files as corpus documents, for `corpus.run(read=web.read_documents)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from bloomery.core.errors import BloomeryError, DataError
+from bloomery.corpus.documents import from_texts, with_column
+from bloomery.corpus.steps import DROP
+from bloomery.web.archive import SUFFIXES, ReadStats, iterate_pages
+from bloomery.web.extract import Mode, extract
+from bloomery.web.fetch import HTML_TYPES
+from bloomery.web.page import Page
+
+TEXT_TYPES = (*HTML_TYPES, "text/plain", "")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+BATCH_ROWS = 512
+BATCH_BYTES = 32 << 20  # of text; a batch ends early at this size
+
+Row = tuple[str, str, dict[str, str], str | None]  # text, url, meta, reason to drop
+
+
+def read_documents(path: Path | str, extract: Mode = "main", batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """The pages of a web archive, or one HTML file, as documents; other files go to `corpus.read_documents`.
+
+    `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`. `meta` holds status,
+    content_type, date, title and language (as declared). What is not a readable page with status 200 comes as a row
+    marked for dropping: bad records and pages that cannot be extracted as errors, others as "not a page".
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith((*SUFFIXES, *HTML_SUFFIXES)):
+        from bloomery.corpus import read_documents as read_corpus
+
+        yield from read_corpus(path)
+        return
+    rows = iter([_file_row(path, extract)]) if name.endswith(HTML_SUFFIXES) else _rows(path, extract)
+    while chunk := list(_up_to(rows, batch_rows)):
+        texts, urls, metas, reasons = zip(*chunk, strict=True)
+        yield with_column(from_texts(texts, urls=urls, metas=metas), DROP, pa.array(reasons, pa.string()))
+
+
+def _rows(path: Path, mode: Mode) -> Iterator[Row]:
+    stats = ReadStats()
+    for page in iterate_pages(path, stats):
+        yield _row(page, mode)
+    for reason, count in sorted(stats.bad.items()):
+        for number in range(count):
+            yield "", f"{path.name}#{reason.replace(' ', '-')}-{number}", {}, f"error: {reason}"
+
+
+def _file_row(path: Path, mode: Mode) -> Row:
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path) from error
+    return _row(Page(path.resolve().as_uri(), 200, "text/html", body), mode)
+
+
+def _row(page: Page, mode: Mode) -> Row:
+    meta = {"status": str(page.status), "content_type": page.content_type, "date": page.date}
+    if page.status != 200:
+        return "", page.url, meta, f"not a page: status {page.status}"
+    if page.content_type not in TEXT_TYPES:
+        return "", page.url, meta, f"not a page: {page.content_type}"
+    if page.content_type == "text/plain":
+        return page.html.strip(), page.url, meta, None
+    try:
+        found = extract(page.html, mode)
+    except BloomeryError as error:
+        return "", page.url, meta, f"error: {error.what}"
+    return found.text, page.url, {**meta, "title": found.title, "language": found.language}, None
+
+
+def _up_to(rows: Iterator[Row], count: int) -> Iterator[Row]:
+    """The next `count` rows, fewer when their text is large."""
+    size = 0
+    for row in islice(rows, count):
+        yield row
+        size += len(row[0])
+        if size > BATCH_BYTES:
+            return
