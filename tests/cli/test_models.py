@@ -244,3 +244,10 @@ def test_from_documents_to_packed_tokens(ok, refused):
     assert "no column 'split'" in refused(
         "tokenizer", "pack", "docs.jsonl", "--tokenizer", "words", "--split", "train", "--quiet"
     )
+
+
+def test_a_long_chat_forgets_instead_of_failing(workshop, ok):
+    model = workshop / "out" / "model"
+    said = [f"The function join number {i} returns a path of many parts. " * 6 for i in range(6)]
+    talk = ok("chat", model, "--message", *said, "--max-new-tokens", 3)
+    assert [m["content"] for m in talk if m["role"] == "user"] == said

@@ -124,3 +124,33 @@ def test_a_damaged_claims_file_is_named(toy, bloomery, refused):
     assert "runs/toy/1/claims.json: not valid JSON" in refused("claims")
     Path("runs/toy/1/claims.json").write_text(json.dumps({"claims": []}))
     assert "runs/toy/1/claims.json" in refused("claims")
+
+
+def test_claims_runs_every_system_first(toy, bloomery, monkeypatch):
+    from bloomery.lab import catalogue
+
+    recipes = Path("recipes")
+    recipes.mkdir()
+    for name, change in {"holds": "", "fails": "gain: float = 0.01", "breaks": 'end: str = "bug"'}.items():
+        text = toy.read_text()
+        if change:
+            field = change.partition(":")[0]
+            text = "\n".join(
+                f"    {change}" if line.startswith(f"    {field}: ") else line for line in text.split("\n")
+            )
+        (recipes / f"{name}.py").write_text(text)
+    listed = catalogue.systems(recipes)
+    monkeypatch.setattr("bloomery.lab.systems", lambda: listed)
+    monkeypatch.setattr("bloomery.lab.launch.load", lambda slug: catalogue._load_file(recipes / f"{slug}.py"))
+
+    code, out, err = bloomery("claims", "--run", "--json")
+    assert code == 1
+    assert [(run["recipe"], run["passed"]) for run in json.loads(out)] == [("fails", False), ("holds", True)]
+    assert "breaks: unexpected KeyError: 'missing'" in err
+    assert err.rstrip().endswith("bloomery: 2 failed: breaks, fails")
+
+    (recipes / "breaks.py").unlink()
+    listed[:] = [info for info in listed if info.slug != "breaks"]
+    code, out, _ = bloomery("claims", "--run", "--preset", "smoke", "--root", "elsewhere")
+    assert code == 0  # smoke does not judge
+    assert "does not hold" in out

@@ -69,11 +69,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_text("1")
         assert not target.exists()
-    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target, ours=("*",)) as folder:
         (folder / "b").write_text("2")
         raise RuntimeError
     assert (target / "sub" / "a").read_text() == "1"
-    with atomic_folder(target) as folder:
+    with pytest.raises(StorageError, match="would delete sub"), atomic_folder(target, ours=("a", "c")):
+        pytest.fail("refused before the work begins")
+    with atomic_folder(target, ours=("s*",)) as folder:
         (folder / "c").write_text("3")
     assert os.listdir(target) == ["c"]
     assert os.listdir(tmp_path) == ["out"]

@@ -18,7 +18,18 @@ import rich
 
 from bloomery.core import files
 from bloomery.core.errors import BloomeryError, ConfigError, DataError, EmptyError, StorageError
-from bloomery.corpus import ExactDedup, Length, NearDedup, Repetition, Report, read_documents, run
+from bloomery.corpus import (
+    ExactDedup,
+    Length,
+    NearDedup,
+    Repetition,
+    Report,
+    Select,
+    find_inputs,
+    plan,
+    read_documents,
+    run,
+)
 from bloomery.corpus.documents import texts
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import the example steps by name
@@ -366,3 +377,50 @@ def test_other_config_mistakes(inputs, tmp_path):
 def test_a_step_that_removes_rows_itself_is_caught(inputs, tmp_path):
     with pytest.raises(DataError, match=r"Clumsy got .* and returned"):
         run([Clumsy()], inputs, tmp_path, quiet=True)
+
+
+def test_runs_can_be_chained(tmp_path):
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    lines = [{"text": "a long enough text to be kept here"}, {"text": "short"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "b.jsonl").write_text(json.dumps(lines[1]))  # nothing of it is kept
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "another text that is long enough to be kept"}))
+    run([Length(min_words=3), WordCount()], sorted(tmp_path.glob("*.jsonl")), first, quiet=True)
+    report = run([Select(column="words", fraction=1.0)], first, second, quiet=True)
+    assert report.documents_in == 2
+    assert [path.name for path in find_inputs(first)] == ["00000-a.parquet", "00001-b.parquet", "00002-c.parquet"]
+    (first / "00003-d.parquet").write_bytes(b"damaged")
+    report = run([Select(column="words", fraction=1.0)], first, third, quiet=True)
+    assert report.documents_out == 2
+    dropped = run(
+        [ExactDedup(), Length(min_words=3)], [first / "dropped", tmp_path / "a.jsonl"], tmp_path / "again", quiet=True
+    )
+    assert dropped.documents_in == 4
+    columns = pq.read_schema(next((tmp_path / "again" / "dropped").glob("*.1.parquet"))).names
+    assert len(columns) == len(set(columns))
+
+
+def test_output_below_the_input_is_not_read_back(tmp_path):
+    source = write_inputs(tmp_path / "in", n_files=1)
+    first = run([Length(min_words=3)], source, source / "out", quiet=True)
+    assert run([Length(min_words=3)], source, source / "out", quiet=True).documents_in == first.documents_in
+    with pytest.raises(ConfigError, match="lie in the output folder"):
+        run([Length(min_words=3)], source / "out", source / "out", quiet=True)
+
+
+def test_long_names_leave_room_for_suffixes(tmp_path):
+    path = tmp_path / ("\N{CJK UNIFIED IDEOGRAPH-4E00}" * 80 + ".jsonl")
+    path.write_text(json.dumps({"text": "some words that are kept"}))
+    assert run([ExactDedup()], path, tmp_path / "out", quiet=True).documents_out == 1
+
+
+def test_needs_are_estimated_before_the_run(tmp_path, caplog):
+    write_inputs(tmp_path / "in")
+    (tmp_path / "in" / "x.parquet").write_bytes(b"damaged")
+    pq.write_table(pa.table({"text": ["some text"] * 5_000}), tmp_path / "many.parquet")
+    assert plan([ExactDedup()], tmp_path / "many.parquet").ram_bytes == 5_000 * 64
+    assert plan([Length()], tmp_path / "in").ram_bytes == 0
+    assert plan([Length()], tmp_path / "in").disk_bytes == 0
+    with caplog.at_level("INFO", logger="bloomery.corpus"):
+        run([ExactDedup()], tmp_path / "in", tmp_path / "out")
+    assert "GB of memory" in caplog.text

@@ -143,7 +143,8 @@ def test_packs_corpus_files_by_split(tokenizer: Tokenizer, tmp_path: Path) -> No
     train = pack(paths, tokenizer, tmp_path / "train", split="train", quiet=True)
     assert train.n_documents == 40
     assert pack(paths[0], tokenizer, tmp_path / "one", quiet=True).n_documents == 25
-    (tmp_path / "dropped").mkdir()  # what a curation run leaves beside its output
+    for folder in (".bloomery", "dropped"):  # what a curation run leaves beside its output
+        (tmp_path / folder).mkdir()
     pq.write_table(_table(from_texts(["refused"])), tmp_path / "dropped" / "a.parquet")
     assert pack(tmp_path, tokenizer, tmp_path / "both", quiet=True).n_documents == len(TEXTS)
     with pytest.raises(EmptyError, match="'test'"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
@@ -180,3 +181,42 @@ def test_find_inputs_errors(tmp_path):
         find_inputs(tmp_path)
     with pytest.raises(DataError, match="no input files"):
         find_inputs([])
+
+
+def test_a_row_with_invalid_utf8_costs_only_itself(tmp_path):
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    text = pa.chunked_array([pa.array(["one"]), bad, pa.array(["three"])])
+    pq.write_table(pa.table({"text": text, "score_x": [1.0, 2.0, 3.0]}), tmp_path / "a.parquet")
+    (batch,) = read_documents(tmp_path / "a.parquet")
+    assert texts(kept(batch)).to_pylist() == ["one", "three"]
+    assert batch.column(DROP).to_pylist() == [None, "error: invalid UTF-8", None]
+    assert batch.column("id")[1].as_py() == "a.parquet:2"
+    assert batch.column("score_x").to_pylist() == [1.0, None, 3.0]
+
+
+def test_large_strings_are_cut_into_batches_before_they_are_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BATCH_BYTES", 4_000)
+    table = pa.table({"text": pa.array(["x" * 1_500] * 20, pa.large_string())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    batches = list(read_documents(tmp_path / "a.parquet"))
+    assert sum(batch.num_rows for batch in batches) == 20
+    assert max(batch.num_rows for batch in batches) <= 4
+
+
+def test_an_empty_table_still_has_its_columns(tmp_path):
+    pq.write_table(
+        pa.table({"text": pa.array([], pa.string()), "score_x": pa.array([], pa.float32())}), tmp_path / "a.parquet"
+    )
+    (batch,) = read_documents(tmp_path / "a.parquet")
+    assert batch.schema.names == [*SCHEMA.names, "score_x"]
+
+
+def test_pages_of_the_web_name_their_reader(tmp_path):
+    (tmp_path / "a.warc.gz").touch()
+    with pytest.raises(DataError, match="read=bloomery"):
+        read_documents(tmp_path / "a.warc.gz")
+
+
+def test_text_files_may_have_any_name(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert read(tmp_path) == (["text"], [None])

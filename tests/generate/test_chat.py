@@ -80,3 +80,15 @@ def test_a_message_that_never_fits_is_refused_and_not_remembered(chat_model, cha
     with pytest.raises(ConfigError, match="128 positions"):
         talk.say("x y z " * 200)
     assert talk.messages == []
+
+
+def test_a_generous_limit_leaves_room_for_the_past(chat_model, chat_tokenizer):
+    talk = Conversation(chat_model, chat_tokenizer, max_new_tokens=10_000, eos=[])
+    talk.messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    whole = chat_prompt(chat_tokenizer, [*talk.messages, {"role": "user", "content": "you?"}], room=64)
+    said = []
+    chat_model.register_forward_pre_hook(lambda module, args: said.append(args[0].shape[1]))
+    for _ in talk.say("you?"):
+        break
+    chat_model._forward_pre_hooks.clear()
+    assert said[0] == len(whole)

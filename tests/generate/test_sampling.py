@@ -152,3 +152,19 @@ def test_uniforms_depend_on_seed_and_row_only():
 def test_values_out_of_range_name_the_field_and_the_range(field, value):
     with pytest.raises(ConfigError, match=f"{field} is .*{field} must be"):
         SamplingParams(**{field: value})
+
+
+def test_a_tiny_temperature_is_greedy_and_not_nan() -> None:
+    logits = torch.tensor([[30.0, 90.0, 89.9, -5.0], [1.0, 2.0, -torch.inf, 0.0]])
+    for temperature in (1e-4, 1e-30, 1e-45, 5e-324):
+        params = SamplingParams(temperature=temperature, top_p=0.9, top_k=3, min_p=0.1)
+        drawn = sample(logits, params, torch.tensor([0.3, 0.999], dtype=torch.float64))
+        assert drawn.tolist() == [1, 1]
+
+
+def test_temperature_does_not_change_what_it_means() -> None:
+    logits = torch.tensor([[1000.0, 1001.0, 999.0]])
+    wanted = (logits / 2).softmax(-1).cumsum(-1)[0]
+    for u, token in ((wanted[0] - 1e-4, 0), (wanted[0] + 1e-4, 1), (wanted[1] + 1e-4, 2)):
+        uniforms = u[None].double()
+        assert sample(logits, SamplingParams(temperature=2.0), uniforms).item() == token

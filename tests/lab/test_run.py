@@ -374,3 +374,11 @@ def test_durations():
 def test_a_toy_recipe_can_live_in_a_test(recipe_file):
     toy = load(recipe_file)
     assert re.fullmatch(r"\d{8}-\d{6}(-\d+)?", run(toy, preset="smoke", quiet=True).folder.name)
+
+
+def test_odd_line_separators_in_a_metric_survive(open_run):
+    with open_run() as current:
+        current.stage("a")(lambda: current.log(1, note="one\u2028two\x85three"))
+        assert [line["note"] for line in current.metrics()] == ["one\u2028two\x85three"]
+    with open_run() as current:
+        assert [line["note"] for line in current.metrics()] == ["one\u2028two\x85three"]

@@ -302,3 +302,29 @@ def test_every_small_preset_compiles(name: str) -> None:
     wanted = torch.autograd.grad(plain, list(model.parameters()))
     for a, b in zip(torch.autograd.grad(compiled, list(model.parameters())), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_compiles_once(packed: bool) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model = Decoder(preset("llama-tiny", vocab_size=96, n_layers=1))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for _ in range(3):
+        mask = Documents(torch.zeros(2, 16, dtype=torch.int64)) if packed else None
+        compiled(tokens(2, 16, vocab=96), mask=mask).hidden.sum().backward()
+    assert counter.frame_count == 1
+
+
+def test_padding_and_a_mask_exclude_each_other() -> None:
+    model = Decoder(preset("llama-tiny", vocab_size=96, n_layers=1))
+    with pytest.raises(ValueError, match="either padding or a mask"):
+        model(tokens(2, 4, vocab=96), mask=Documents(torch.zeros(2, 4)), padding=torch.tensor([0, 1]))
+
+
+def test_logits_of_the_last_position_alone() -> None:
+    model = Decoder(preset("llama-tiny", vocab_size=96, n_layers=1))
+    out = model(tokens(2, 5, vocab=96))
+    torch.testing.assert_close(model.logits(out.hidden[:, -1]), out.logits[:, -1])

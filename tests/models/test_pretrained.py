@@ -12,8 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bloomery.core.errors import CheckpointError, ConfigError
-from bloomery.models import Decoder, load_config, load_pretrained, preset, save_pretrained
+from bloomery.core.errors import CheckpointError, ConfigError, StorageError
+from bloomery.models import (
+    Decoder,
+    convert_pretrained,
+    load_config,
+    load_pretrained,
+    preset,
+    pretrained,
+    save_pretrained,
+)
 from bloomery.nn import LinearScaling, Llama3Scaling
 
 CONFIG = preset("llama-tiny", vocab_size=64, dim=16, n_layers=2, head_dim=4, ffn_dim=24, tie_embeddings=False)
@@ -293,3 +301,58 @@ def test_loading_holds_the_model_and_one_tensor(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pretrained._Stored, "tensor", counted)
     load_pretrained(tmp_path / "model")
     assert most == 1
+
+
+def test_converting_holds_one_file_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    read, write = pretrained._Stored.tensor, pretrained.save_file
+
+    def spy_read(stored: Any, name: str) -> Tensor:
+        events.append("read")
+        return read(stored, name)
+
+    def spy_write(*args: Any, **kwargs: Any) -> None:
+        events.append("write")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(pretrained._Stored, "tensor", spy_read)
+    monkeypatch.setattr(pretrained, "save_file", spy_write)
+    edit_config(folder, torch_dtype=..., dtype="float32", future_field=[1, 2])
+    parameters = convert_pretrained(folder, tmp_path / "half", "bfloat16", shard_bytes=1)
+    assert events == ["read", "write"] * (len(events) // 2)
+    monkeypatch.undo()
+
+    assert parameters == Decoder(CONFIG).num_parameters()
+    assert same(load_pretrained(tmp_path / "half"), load_pretrained(folder, dtype="bfloat16"))
+    written = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert written == json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+
+
+def test_converting_checks_what_it_reads(folder: Path, tmp_path: Path) -> None:
+    edit_weights(folder, lambda w: w.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"1 missing: model\.norm\.weight"):
+        convert_pretrained(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_weights(folder, lambda w: w.update({name: w[name].to(torch.int8)}))
+    with pytest.raises(CheckpointError, match=rf"1 of another type: {name} is I8"):
+        load_pretrained(folder)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise pretrained.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        save_pretrained(Decoder(CONFIG), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absurd_depth_is_refused_at_once(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=10**9)
+    with pytest.raises(CheckpointError, match="1000000000 layers, the files hold 21 tensors"):
+        load_pretrained(folder)

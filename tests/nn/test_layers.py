@@ -90,6 +90,18 @@ def test_rope_tables_grow_and_serve_training_after_generation() -> None:
     assert torch.equal(copy.deepcopy(rope)(slice(0, 9), 9, CPU)[0], long)
 
 
+def test_rope_tables_follow_the_module_and_stay_float32() -> None:
+    here = Rope(8, 10_000.0, 4)
+    with torch.device("meta"):
+        nowhere = Rope(8, 10_000.0, 4)
+    moved = nowhere.to(torch.bfloat16).to_empty(device="cpu")
+    tables = moved._tables
+    for mine, theirs in zip(moved(slice(0, 4), 4, CPU), here(slice(0, 4), 4, CPU), strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+    assert moved._tables is tables  # nothing was built by the call
+
+
 def test_rope_scalings() -> None:
     plain = Rope(64, 10_000.0, 8).frequencies()
     torch.testing.assert_close(Rope(64, 10_000.0, 8, LinearScaling(factor=4)).frequencies(), plain / 4)

@@ -145,3 +145,19 @@ def test_all_logits_never_exist() -> None:
     with Largest():
         linear_cross_entropy(hidden, weight, targets, chunk=16).backward()
     assert largest <= max(hidden.numel(), 16 * 100)
+
+
+def test_a_frozen_side_gets_no_gradient_and_the_other_the_same_one() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(7, 4), torch.randn(5, 4), torch.randint(0, 5, (7,))
+
+    def gradients(train_hidden: bool, train_weight: bool) -> list[torch.Tensor | None]:
+        h, w = hidden.clone().requires_grad_(train_hidden), weight.clone().requires_grad_(train_weight)
+        linear_cross_entropy(h, w, targets, chunk=3).backward()
+        return [h.grad, w.grad]
+
+    both = gradients(True, True)
+    assert torch.equal(gradients(True, False)[0], both[0])
+    assert torch.equal(gradients(False, True)[1], both[1])
+    assert gradients(True, False)[1] is None
+    assert gradients(False, True)[0] is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -35,3 +38,21 @@ def test_copies_are_a_snapshot_for_products_without_gradients_inside_the_block()
     assert product[0, 0] == 128.0
     product.sum().backward()
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize("case", ["intel", "avx2", "no operator", "other signature", "wrong result"])
+def test_the_plain_product_serves_where_onednn_does_not(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["bloomery.nn.linear"]
+    operators = {
+        "no operator": SimpleNamespace(),
+        "other signature": SimpleNamespace(_linear_pointwise=lambda x, w: x, _reorder_linear_weight=lambda w: w),
+        "wrong result": SimpleNamespace(_linear_pointwise=lambda x, *_: x, _reorder_linear_weight=lambda w: w),
+    }
+    good = SimpleNamespace(_linear_pointwise=lambda x, w, *_: x @ w.T, _reorder_linear_weight=lambda w: w)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2" if case == "avx2" else "AVX512")
+    monkeypatch.setattr(module, "_is_intel", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", good)
+    assert (module._find_onednn() is None) == (case == "avx2")
+    monkeypatch.setattr(module, "_is_intel", lambda: case == "intel")
+    monkeypatch.setattr(torch.ops, "mkldnn", operators.get(case, good))
+    assert module._find_onednn() is None

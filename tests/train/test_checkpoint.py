@@ -164,7 +164,7 @@ def test_retention_keeps_the_newest_and_sweeps_leftovers(tmp_path: Path) -> None
     (tmp_path / ".step-00000011.abc.tmp").mkdir()
     (tmp_path / "step-00000010.old").mkdir()
     (tmp_path / "notes").mkdir()
-    checkpoint.prune(tmp_path, keep_last=2)
+    checkpoint.prune(tmp_path, keep_last=2, newest=checkpoint.step_folder(tmp_path, 100_000_000))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "step-00000100", "step-100000000"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-100000000"
     assert checkpoint.latest(tmp_path / "nowhere") is None

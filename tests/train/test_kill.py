@@ -1,4 +1,4 @@
-"""Training killed with SIGKILL at random moments, again and again, ends with the bits of the uninterrupted run."""
+"""Training killed again and again, at random steps and inside checkpoint writes, ends with the same bits."""
 
 from __future__ import annotations
 
@@ -6,61 +6,76 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from bloomery.train import checkpoint
 
-# Imports torch once, then forks a child for every attempt: the parent only watches and kills.
+# Imports torch once, then forks a child for every attempt. A child kills itself, so that the moments do not depend on
+# how fast the machine is: after a random number of optimiser steps, or at a random system call of a checkpoint write.
 SCRIPT = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 import torch
 import torch._dynamo  # the optimiser would import it in every child
 from conftest import Affine, Toy, objective
 from bloomery.train import Phase, TrainConfig, train
 
-straight, killed = sys.argv[1:]
+straight, killed, seed = sys.argv[1:]
 torch.set_num_threads(1)
 config = TrainConfig(phases=[Phase(tokens=3840, lr=0.02, warmup_tokens=640)], seq_len=8, batch_size=4, micro_batch=3,
                      checkpoint_every=4, keep_last=2)
+CALLS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove"}  # what writing and deleting a checkpoint consists of
 
-def attempt(out):
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def attempt(out, after_steps=None, after_calls=None):
     child = os.fork()
     if child == 0:
-        train(Toy(dropout=0.2), objective, Affine(), config, out=out, quiet=True)
-        os._exit(0)
-    return child
+        steps, calls = 0, 0
 
-began = time.monotonic()
-assert os.waitpid(attempt(straight), 0)[1] == 0
-whole = time.monotonic() - began
-chance, kills = random.Random(), 0
-while True:
-    child = attempt(killed)
-    if kills < 5:
-        time.sleep(whole * chance.uniform(0.02, 0.4))
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        kills += 1
-    else:
-        assert status == 0, status
-        break
-print(kills)
+        def at_step(step, values):
+            nonlocal steps
+            steps += 1
+            if steps - 1 == after_steps:
+                die()
+
+        def at_call(event, args):
+            nonlocal calls
+            if event in CALLS and "step-" in str(args[0]):
+                calls += 1
+                if calls - 1 == after_calls:
+                    die()
+
+        sys.addaudithook(at_call)
+        train(Toy(dropout=0.2), objective, Affine(), config, out=out, quiet=True, after_step=[at_step])
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+def killed_by(status):
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+assert attempt(straight) == 0
+chance = random.Random(int(seed))
+for _ in range(4):  # together at most 112 steps further, of 120
+    assert killed_by(attempt(killed, after_steps=chance.randrange(14))) == signal.SIGKILL
+    assert killed_by(attempt(killed, after_calls=chance.randrange(36))) == signal.SIGKILL
+assert attempt(killed) == 0
 """
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_moments(tmp_path: Path, seed: int) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(straight), str(killed)],
+        [sys.executable, "-c", SCRIPT, str(straight), str(killed), str(seed)],
         cwd=Path(__file__).parent,  # for conftest
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3
     folders = [checkpoint.latest(out / "checkpoints") for out in (straight, killed)]
     assert [f.name for f in folders if f] == ["step-00000120"] * 2
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -258,6 +258,22 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(run: Callable[..., Any
     checkpoint.verify(newest.parent)
 
 
+def test_damaged_checkpoints_ahead_do_not_crowd_out_new_ones(run: Callable[..., Any], tmp_path: Path) -> None:
+    run(config(12, checkpoint_every=4, keep_last=3), out=tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+
+    def stop(step: int, values: Any) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config(12, checkpoint_every=2, keep_last=1), out=tmp_path, after_step=[stop])
+    left = checkpoint.checkpoints(tmp_path / "checkpoints")
+    assert [p.name for p in left] == ["step-00000010"]
+    checkpoint.verify(left[0])
+
+
 def test_only_damaged_checkpoints_are_not_silently_started_over(run: Callable[..., Any], tmp_path: Path) -> None:
     run(config(4), out=tmp_path)
     (tmp_path / "checkpoints" / "step-00000004" / "manifest.json").write_text("[]")

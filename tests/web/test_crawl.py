@@ -18,7 +18,9 @@ import pytest
 
 from bloomery.core.errors import ConfigError, DataError, EmptyError, StorageError, WebError
 from bloomery.web import CrawlConfig, Crawler, CrawlReport, Link, Page, crawl, iterate_pages
+from bloomery.web import fetch as fetch_module
 from bloomery.web import store as store_module
+from bloomery.web.frontier import PoliteFrontier
 
 crawl_module = importlib.import_module("bloomery.web.crawl")  # the package's `crawl` is the function
 FAST = CrawlConfig(allow_private=True, per_host_delay=0.0, per_host_concurrency=8, retries=1, timeout=10.0)
@@ -26,7 +28,8 @@ FAST = CrawlConfig(allow_private=True, per_host_delay=0.0, per_host_concurrency=
 
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crawl_module, "backoff", lambda attempt, retry_after=0.0: 0.01 * (attempt + 1))
+    for module in (crawl_module, fetch_module):
+        monkeypatch.setattr(module, "backoff", lambda attempt, retry_after=0.0: 0.01 * (attempt + 1))
 
 
 def run(seeds: Any, out: Path, config: CrawlConfig = FAST, **settings: Any) -> CrawlReport:
@@ -477,3 +480,56 @@ def test_the_page_a_scorer_gets(site: Any, tmp_path: Path) -> None:
     assert [(page.url, page.status, page.content_type, page.html) for page in pages] == [
         (site.url(), 200, "text/html", "<p>hello")
     ]
+
+
+def test_the_links_of_a_page_are_committed_with_it(site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = tree(site, 3)
+    links = store_module.Store.links
+    with monkeypatch.context() as patch:  # a kill right behind the commit of the page: later events are lost
+        patch.setattr(store_module.Store, "links", lambda self, new: links(self, [n for n in new if not n.depth]))
+        assert run([site.url()], tmp_path, max_pages=1).pages == 1
+    assert run([site.url()], tmp_path, max_pages=100).pages == count
+
+
+def test_the_target_of_a_redirect_is_remembered_before_the_redirect_is_settled(
+    site: Any, reply: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.routes["/"] = reply(b"", 302, {"Location": "/there"})
+    site.routes["/there"] = "<p>text"
+    with monkeypatch.context() as patch:  # a kill between the two events: the later one is lost
+        calls: list[str] = []
+        for name in ("links", "settle"):
+            call = getattr(store_module.Store, name)
+            patch.setattr(store_module.Store, name, lambda *a, call=call, name=name: (calls.append(name), call(*a)))
+        run([site.url()], tmp_path)
+    assert calls == ["links", "links", "settle"]  # the seed, the target, the redirect
+    assert stored(tmp_path) == ["/there"]
+
+
+def test_robots_beyond_the_limit_is_read_up_to_it_however_it_is_coded(site: Any, reply: Any, tmp_path: Path) -> None:
+    rules = b"User-agent: *\nDisallow: /0\n" + b"# padding\n" * 80_000
+    site.routes["/robots.txt"] = reply(
+        gzip.compress(rules), headers={"Content-Encoding": "gzip"}, content_type="text/plain"
+    )
+    tree(site, 1)
+    assert run([site.url()], tmp_path).robots_excluded == 1
+    assert sorted(stored(tmp_path)) == ["/", "/1"]
+
+
+def test_crawl_delay_counts_when_a_sitemap_is_read_first(site: Any, reply: Any, tmp_path: Path) -> None:
+    site.routes["/robots.txt"] = lambda path: reply(
+        f"User-agent: *\nCrawl-delay: 0.2\nSitemap: {site.url('/map.xml')}\n".encode(), content_type="text/plain"
+    )
+    site.routes["/map.xml"] = lambda path: reply(f"<urlset><loc>{site.url('/a')}</loc></urlset>".encode())
+    site.routes["/"] = site.routes["/a"] = "<p>text"
+    delays: list[float] = []
+
+    class Noting(PoliteFrontier):
+        def hold(self, host: str, until: float, delay: float = 0.0) -> None:
+            delays.append(delay)
+            super().hold(host, until, delay)
+
+    config = CrawlConfig(allow_private=True, per_host_delay=0.0, sitemaps=True)
+    report = Crawler(config, frontier=Noting(), quiet=True).crawl([site.url()], tmp_path)
+    assert report.pages == 2
+    assert delays == [0.2]

@@ -8,6 +8,7 @@ import pytest
 
 from bloomery.core.errors import DataError
 from bloomery.corpus.documents import SCHEMA, texts
+from bloomery.corpus.readers import WEB_SUFFIXES, find_inputs
 from bloomery.web import WarcWriter, read_documents
 
 DATA = Path(os.environ.get("BLOOMERY_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -92,3 +93,12 @@ def test_real_archives(mode: str) -> None:
         assert len(kept) > 0.6 * len(found), path.name
         lengths = sorted(len(row["parts"][0]["text"]) for row in kept)
         assert lengths[len(lengths) // 2] > 500, path.name
+
+
+def test_what_is_found_in_folders_is_what_is_read(tmp_path: Path) -> None:
+    page = BODY.decode()
+    for suffix in WEB_SUFFIXES:
+        (tmp_path / f"page{suffix}").write_text(page if "htm" in suffix else "")
+    assert len(find_inputs(tmp_path)) == len(WEB_SUFFIXES)
+    for path in find_inputs(tmp_path):
+        assert len(list(read_documents(path))) == ("htm" in path.suffix)

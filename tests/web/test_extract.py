@@ -163,6 +163,28 @@ def test_character_sets(body: bytes, content_type: str, text: str | None, name: 
     assert text is None or found == text
 
 
+PROSE = "<p>A paragraph that says what the thing is for and why anybody would want to have it, at some length.</p>"
+
+
+def test_main_text_keeps_code_definitions_and_tables() -> None:
+    code = "def f(x):\n    if x:\n\n        return   1\n"
+    definitions = "<dl><dt>name</dt><dd>What it is called.</dd></dl>"
+    table = "<table><tr><td><a href=/w><code>wrap</code></a></td><td>Wrap one paragraph.</td></tr></table>"
+    text = main_text(f"<div><main>{PROSE}<pre><code>{code}</code></pre>{definitions}{table}</main></div>")
+    assert code.strip() in text
+    assert "name\nWhat it is called." in text
+    assert re.search(r"wrap\s+Wrap one paragraph\.", text)
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_main_text_keeps_a_list_that_continues_a_paragraph_at_any_depth(depth: int) -> None:
+    bullets = "<ul><li>It is small.</li><li>It is quick.</li></ul>"
+    menu = "<ul><li><a href=/a>Home</a></li><li><a href=/b>About us</a></li></ul>"
+    text = main_text("<div>" * depth + menu + PROSE + bullets + PROSE + "</div>" * depth)
+    assert "• It is small.\n  • It is quick." in text
+    assert "About us" not in text
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.binary(max_size=300), st.sampled_from(["", "text/html; charset=utf-8", "a; charset=utf-7", "x; charset=\x00"])

@@ -63,3 +63,8 @@ def test_one_request_per_origin_and_failures_forbid() -> None:
         assert down.unknown.kind == "connect"
 
     asyncio.run(main())
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_line() -> None:
+    rules = parse("http://a.example/robots.txt", 200, b"\xef\xbb\xbfUser-agent: *\nDisallow: /x", "bloomery")
+    assert not rules.allows("http://a.example/x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,7 @@ from tyro.conf import Positional
 
 from bloomery.cli.options import parse, print_json
 from bloomery.core.errors import ConfigError
-from bloomery.core.files import atomic_folder, read_json, write_json
-
-# Files beside the weights that travel unchanged.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+from bloomery.core.files import read_json
 
 
 @dataclass
@@ -55,32 +48,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def convert(source: Path, target: Path, dtype: str = "keep", shard_gb: float = 5.0) -> dict[str, object]:
-    """Load `source`, save it as `target` (whole or not at all), and return what was written.
-
-    `config.json` keeps every field of the original but the dtype; tokenizer files are copied as they are.
-    """
-    from bloomery.models import load_pretrained, save_pretrained
+    """Rewrite `source` as `target` (whole or not at all) and return what was written."""
+    from bloomery.models import convert_pretrained
 
     if target.exists():
         raise ConfigError("exists already", where=target, fix="name a new folder")
     if not shard_gb > 0:
         raise ConfigError(f"shard_gb is {shard_gb}", fix="it must be above 0")
-    model = load_pretrained(source, dtype=None if dtype == "keep" else dtype)
-    with atomic_folder(target) as folder:
-        save_pretrained(model, folder / "weights", shard_bytes=int(shard_gb * 1e9))
-        for file in sorted((folder / "weights").iterdir()):
-            file.rename(folder / file.name)
-        (folder / "weights").rmdir()
-        name = str(model.head_weight.dtype).removeprefix("torch.")
-        config = read_json(source / "config.json")
-        key = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5 and 4
-        write_json(folder / "config.json", config | {key: name})
-        for companion in COMPANIONS:
-            if (source / companion).is_file():
-                shutil.copyfile(source / companion, folder / companion)
+    parameters = convert_pretrained(source, target, None if dtype == "keep" else dtype, int(shard_gb * 1e9))
+    config = read_json(target / "config.json")
     return {
         "target": str(target),
-        "parameters": model.num_parameters(),
-        "dtype": name,
+        "parameters": parameters,
+        "dtype": config.get("dtype") or config["torch_dtype"],
         "files": len(list(target.glob("*.safetensors"))),
     }

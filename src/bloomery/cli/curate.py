@@ -18,8 +18,8 @@ KNOWN = (*DEFAULT, "Score", "Select", "Split")
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
-Reads WARC, Parquet, Arrow, JSONL(.gz) and folders of text; writes one Parquet file per input file. The same command
-continues a run that was stopped.
+Reads WARC, ARC, HTML, Parquet, Arrow, JSONL(.gz) and folders of text; writes one Parquet file per input file. The same
+command continues a run that was stopped.
 
 Example:
   bloomery curate crawl/ corpus/
@@ -33,7 +33,7 @@ steps.yaml:
     - Repetition
     - ExactDedup
     - NearDedup: {threshold: 0.8}
-    - Score: {model: classifier.bin}        # a fastText .bin, or a folder of a trained scorer
+    - Score: {model: classifier.bin}        # a fastText .bin or .ftz, or the folder of a trained scorer
     - Select: {column: score_quality, fraction: 0.5}
     - Split: {validation: 0.01}
 """
@@ -128,4 +128,4 @@ def _scorer(fields: dict[str, Any], where: str) -> Any:
     if set(fields) != {"model"}:
         raise ConfigError(f"Score takes model: PATH, got {sorted(fields)}", where=where or None)
     path = Path(str(fields["model"]))
-    return corpus.FastTextScorer.load(path) if path.suffix == ".bin" else corpus.LinearScorer.load(path)
+    return corpus.FastTextScorer.load(path) if path.suffix in (".bin", ".ftz") else corpus.LinearScorer.load(path)

@@ -13,7 +13,7 @@ class Options:
     """List the systems that are here. Reads their source; imports none of them.
 
     Example:
-      bloomery systems --stage pretrain
+      bloomery systems --json
     """
 
     stage: str | None = None

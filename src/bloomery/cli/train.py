@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from bloomery.cli.options import parse, print_json
 from bloomery.core.config import decode, load_yaml, save_yaml
 from bloomery.core.devices import pick_device
-from bloomery.core.errors import ConfigError
+from bloomery.core.errors import ConfigError, DataError
 from bloomery.core.seeds import generator
 from bloomery.corpus import tokenizer
 from bloomery.corpus.mixture import Mixture
@@ -124,13 +124,15 @@ def run(job: TrainJob, quiet: bool = False) -> TrainResult:
     words = tokenizer.load(job.tokenizer) if job.tokenizer else None
     packs = {name: PackedTokens(folder, words) for name, folder in job.sources().items()}
     validation = PackedTokens(job.validation, words) if job.validation else None
-    vocab_size = max(pack.vocab_size for pack in packs.values())
+    every = [*packs.values(), *([validation] if validation else [])]
+    _require_one_tokenizer(every)
+    vocab_size = max(pack.vocab_size for pack in every)
     model = build_model(job.model, job.train.seed, vocab_size)
     if model.config.vocab_size < vocab_size:
         raise ConfigError(
             f"the model knows {model.config.vocab_size} tokens, the data has {vocab_size}",
-            where="model.vocab_size",
-            fix="leave it away, or pack the data with the model's tokenizer",
+            where="model.vocab_size" if isinstance(job.model, dict) else job.model,
+            fix="leave vocab_size away" if isinstance(job.model, dict) else "pack the data with the model's tokenizer",
         )
     model.to(_device(job.device))
     metrics = None
@@ -183,6 +185,18 @@ def build_model(spec: str | dict[str, Any], seed: int = 0, vocab_size: int | Non
         fields.setdefault("vocab_size", vocab_size)
     config = DecoderConfig.from_dict(fields, where="model") if name is None else preset(name, **fields)
     return Decoder(config, generator(seed, "init"))
+
+
+def _require_one_tokenizer(packs: Sequence[PackedTokens]) -> None:
+    """The same number must mean the same token in every pack, or the losses mean nothing."""
+    first, *others = packs
+    for other in others:
+        if other.tokenizer_digest != first.tokenizer_digest:
+            raise DataError(
+                f"this pack was made with another tokenizer than {first.folder}",
+                where=other.folder,
+                fix="pack both with one tokenizer",
+            )
 
 
 def _device(name: str) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +37,20 @@ def explain_os_errors(path: Path | str) -> Iterator[None]:
             raise
         what, fix = _EXPLAINED[error.errno]
         raise StorageError(what, where=path, fix=fix) from error
+
+
+@contextmanager
+def safetensors_errors() -> Iterator[None]:
+    """Safetensors writes files by itself and says "os error 28": raise that as the `OSError` it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -68,14 +84,18 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder; on success it is renamed to `path` (replacing an older one), on failure removed.
+def atomic_folder(path: Path | str, ours: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a temporary folder; on success it is renamed to `path`, on failure removed.
+
+    An older folder at `path` is replaced if all it holds matches the name patterns `ours`; one that holds anything
+    else is refused before the work begins, since replacing it would delete what the caller does not know.
 
     Replacing is two renames: the old folder moves aside before the new one takes its name, so a crash in between
     leaves the old content under `<name>.old`, which the next successful write removes.
     """
     path = Path(path)
     with explain_os_errors(path):
+        _refuse_foreign(path, ours)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         old = path.with_name(path.name + ".old")
@@ -83,6 +103,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             yield temporary
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
+                    file.chmod(0o666 & ~_umask())  # some writers make their files private
                     _fsync_file(file)
                 else:
                     fsync_folder(file)
@@ -114,6 +135,17 @@ def read_json(path: Path | str) -> Any:
         raise DataError("no such file", where=path) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"not valid JSON: {error}", where=path) from error
+
+
+def _refuse_foreign(folder: Path, ours: Sequence[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise StorageError("is a file, not a folder", where=folder, fix="choose another name")
+    foreign = sorted(e.name for e in folder.iterdir() if not any(fnmatch(e.name, pattern) for pattern in ours))
+    if foreign:
+        names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise StorageError(f"replacing this folder would delete {names}", where=folder, fix="choose another folder")
 
 
 def _fsync_file(path: Path) -> None:

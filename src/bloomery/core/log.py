@@ -11,11 +11,20 @@ def logger(name: str) -> logging.Logger:
     return logging.getLogger(f"bloomery.{name}")
 
 
+class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever standard error is at the moment, as progress does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def setup(verbose: bool = False) -> None:
     """Send bloomery's log lines to standard error; called once by the command line, never by the library."""
     root = logging.getLogger("bloomery")
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

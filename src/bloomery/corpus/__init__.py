@@ -12,7 +12,7 @@ _HOME = {
     "documents": ("SCHEMA", "content_id", "from_texts", "texts", "with_column", "with_texts"),
     "steps": ("Barrier", "Plan", "Step", "decisions", "drop", "drop_reasons", "kept", "uniform"),
     "readers": ("find_inputs", "read_documents"),
-    "engine": ("run",),
+    "engine": ("plan", "run"),
     "report": ("Report",),
     "filters": ("Language", "Length", "Repetition", "Symbols"),
     "dedup": ("ExactDedup", "NearDedup"),

@@ -147,7 +147,8 @@ def minhash(shingles: np.ndarray, offsets: np.ndarray, a: np.ndarray, b: np.ndar
     Args:
         shingles: uint32 (shingles,), document after document.
         offsets: int64 (documents + 1,) where each document begins.
-        a, b: see `permutations`.
+        a: multipliers, see `permutations`.
+        b: addends, see `permutations`.
     """
     lowest = np.full((len(offsets) - 1, len(a)), np.iinfo(np.uint64).max)
     filled = np.flatnonzero(np.diff(offsets))

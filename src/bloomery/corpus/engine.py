@@ -16,20 +16,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from bloomery.core.errors import ConfigError, EmptyError, nearest
+from bloomery.core.log import logger
 from bloomery.core.progress import Progress
 from bloomery.corpus.documents import SCHEMA
 from bloomery.corpus.pool import Inline, Processes
-from bloomery.corpus.readers import find_inputs, read_documents
+from bloomery.corpus.readers import PARQUET, find_inputs, read_documents
 from bloomery.corpus.report import Report
 from bloomery.corpus.state import State, is_finished, opened
-from bloomery.corpus.steps import DROP, Barrier, Step
+from bloomery.corpus.steps import DROP, Barrier, Plan, Step
 from bloomery.corpus.unit import Reader
 
 ENGINES = ("inline", "processes")
+DOCUMENT_BYTES = 4_000  # of an average document, for estimates; of its page in an archive, some times more
+PACKED = (".gz", ".zst", ".lz4")
 
 
 def run(
@@ -47,7 +53,7 @@ def run(
 
     Args:
         steps: local steps and barriers, in order.
-        inputs: see `readers.find_inputs`.
+        inputs: see `readers.find_inputs`; what lies in `outputs` is not an input.
         outputs: a new folder, or one that holds an earlier run of the same steps over the same files.
         engine: "inline" (this process) or "processes" (one unit per process at a time); the output is the same.
         workers: number of processes; by default the processors this process may use.
@@ -64,14 +70,20 @@ def run(
         raise ConfigError(f"unknown engine {engine!r}", fix=nearest(engine, ENGINES))
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} is not a number of workers", where="workers", fix="use 1 or more")
-    files = find_inputs(inputs)
+    folder = Path(outputs).resolve()
+    files = [file for file in find_inputs(inputs) if not file.resolve().is_relative_to(folder)]
+    if not files:
+        raise ConfigError("the inputs lie in the output folder", where=outputs, fix="choose another output folder")
     check_columns(steps, files, read)
     with opened(Path(outputs), steps, files, read, resume) as state:
         last = len(state.segments) - 1
         count = workers or len(os.sched_getaffinity(0))
         work = Processes(state.segments, read, count) if engine == "processes" else Inline(state.segments, read)
         with closing(work):
-            for index in range(state.first_unfinished(), last + 1):
+            first = state.first_unfinished()
+            if first == 0 and not quiet:
+                _announce(plan(steps, files), files, count)
+            for index in range(first, last + 1):
                 if index and state.documents_left(index - 1) == 0:
                     raise _empty(state, index)
                 state.decide(index)
@@ -83,6 +95,39 @@ def run(
         report.save(state.folder / "report.json")
         state.delete_intermediates(before=last + 1)
     return report
+
+
+def plan(steps: Sequence[Step | Barrier], inputs: str | Path | Iterable[str | Path]) -> Plan:
+    """What a run will need beside its output and a batch per worker: the largest of its steps, guessed from file sizes.
+
+    The disk holds the documents of two segments at a barrier, compressed to about a third, and its sketches.
+    """
+    documents = size = 0
+    for file in find_inputs(inputs):
+        more_documents, more_bytes = _guess(file)
+        documents, size = documents + more_documents, size + more_bytes
+    needs = [step.plan(documents, size) for step in steps]
+    between = 2 * size // 3 if any(isinstance(step, Barrier) for step in steps) else 0
+    return Plan(max((n.ram_bytes for n in needs), default=0), between + max((n.disk_bytes for n in needs), default=0))
+
+
+def _guess(file: Path) -> tuple[int, int]:
+    """About how many documents and bytes of text are in an input, without reading it."""
+    if file.name.lower().endswith(PARQUET):
+        with suppress(pa.ArrowException, OSError):  # a damaged file is the reader's business
+            metadata = pq.read_metadata(file)
+            return metadata.num_rows, sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if file.is_dir():
+        sizes = [part.stat().st_size for part in file.iterdir() if part.is_file()]
+        return len(sizes), sum(sizes)
+    size = file.stat().st_size * (4 if file.name.lower().endswith(PACKED) else 1)
+    return -(-size // DOCUMENT_BYTES), size
+
+
+def _announce(needs: Plan, files: Sequence[Path], workers: int) -> None:
+    ram, disk = needs.ram_bytes / 1e9, needs.disk_bytes / 1e9
+    text = "%d files, %d workers; at most about %.2f GB of memory for one step, %.2f GB of disk beside the output"
+    logger("corpus").info(text, len(files), workers, ram, disk)
 
 
 def check_columns(steps: Sequence[Step | Barrier], files: Sequence[Path] = (), read: Reader = read_documents) -> None:

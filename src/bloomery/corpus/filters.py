@@ -61,12 +61,12 @@ def _length(words: Words) -> Measures:
 class Symbols(Step):
     """Signs of text that is not prose (Gopher's quality rules, and curly braces for code).
 
-    max_hashes, max_ellipses: "#" per word, "..." or "…" per word
-    max_bullet_lines: fraction of lines that begin with one of • ● * -
-    max_ellipsis_lines: fraction of lines that end with "..." or "…"
-    min_alphabetic: fraction of words with an alphabetic character
-    min_stop_words: how many different ones of `stop_words` occur as words, A-Z taken as a-z
-    max_braces: "{" and "}" per word
+    - `max_hashes`, `max_ellipses`: "#" per word, "..." or "…" per word
+    - `max_bullet_lines`: fraction of lines that begin with one of • ● * -
+    - `max_ellipsis_lines`: fraction of lines that end with "..." or "…"
+    - `min_alphabetic`: fraction of words with an alphabetic character
+    - `min_stop_words`: how many different ones of `stop_words` occur as words, A-Z taken as a-z
+    - `max_braces`: "{" and "}" per word
     """
 
     max_hashes: float = 0.1
@@ -166,15 +166,20 @@ def _ellipses(data: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 class Repetition(Step):
     """Gopher's repetition rules. A document is dropped when one of these fractions is above its bound.
 
-    lines, paragraphs                        copies of an earlier one / all                    0.30  0.30
-    line_characters, paragraph_characters    characters in such copies / all characters        0.20  0.20
-    top_ngrams: 2, 3, 4 words                characters in the most frequent n-gram x its
-                                             count / all characters                            0.20  0.18  0.16
-    repeated_ngrams: 5 to 10 words           characters of words covered by any n-gram that    0.15  0.14  0.13
-                                             occurs more than once, each word once / all       0.12  0.11  0.10
+        lines, paragraphs                        copies of an earlier one / all                    0.30  0.30
+        line_characters, paragraph_characters    characters in such copies / all characters        0.20  0.20
+        top_ngrams: 2, 3, 4 words                characters in the most frequent n-gram x its
+                                                 count / all characters                            0.20  0.18  0.16
+        repeated_ngrams: 5 to 10 words           characters of words covered by any n-gram that    0.15  0.14  0.13
+                                                 occurs more than once, each word once / all       0.12  0.11  0.10
 
     Of several most frequent n-grams the longest counts, and one that occurs once counts as 0. Occurrences of an n-gram
     may overlap, so a `top_ngrams` fraction can exceed 1.
+
+    `repeated_ngrams` counts every occurrence, the first too, and no character twice, as Gopher's and DCLM's do (the
+    reimplementation in datatrove leaves the first occurrence out and so drops less). Our words end at white space
+    only; DCLM takes the alphanumeric tokens of Unicode word breaking. Reference documentation repeats the same
+    parameter descriptions over and over and loses a fifth of its pages to these six bounds: raise them for such text.
     """
 
     lines: float = 0.30

@@ -50,7 +50,7 @@ def pack(
     starts: list[np.ndarray] = []
 
     with (
-        atomic_folder(folder) as temporary,
+        atomic_folder(folder, ours=("tokens.bin", "boundaries.npy", "pack.json")) as temporary,
         (temporary / "tokens.bin").open("wb") as file,
         Progress("tokenize", unit="documents", quiet=quiet) as progress,
     ):
@@ -195,8 +195,6 @@ def _file_texts(path: Path, split: str | None) -> Iterator[str]:
     from bloomery.corpus.steps import kept
 
     for file in find_inputs(path):
-        if path.is_dir() and "dropped" in file.relative_to(path).parts:
-            continue  # a curated folder keeps there what its steps refused
         for batch in map(kept, read_documents(file)):  # without the broken lines of a JSON file
             if split is None:
                 yield from texts(batch).to_pylist()

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, DataError
-from bloomery.core.files import atomic_folder, read_json
+from bloomery.core.files import atomic_folder, read_json, safetensors_errors
 from bloomery.core.hashing import hash64
 from bloomery.core.seeds import rng
 from bloomery.corpus.documents import texts as texts_of
@@ -117,8 +117,9 @@ class LinearScorer:
         """Write `weights.safetensors` and `scorer.json` as a new folder."""
         from safetensors.numpy import save_file
 
-        with atomic_folder(folder) as temporary:
-            save_file({"weights": self.weights}, temporary / "weights.safetensors")
+        with atomic_folder(folder, ours=("weights.safetensors", "scorer.json")) as temporary:
+            with safetensors_errors():
+                save_file({"weights": self.weights}, temporary / "weights.safetensors")
             about = {"version": VERSION, "name": self.name, "bits": self.bits, "bias": self.bias, "report": self.report}
             (temporary / "scorer.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.core.errors import DataError
-from bloomery.corpus.documents import SCHEMA, content_id, from_texts, text_parts, texts
-from bloomery.corpus.steps import drop_reasons
+from bloomery.corpus.documents import SCHEMA, content_id, from_texts, text_parts, texts, with_column
+from bloomery.corpus.steps import DROP, drop_reasons
 
 BATCH_DOCUMENTS = 1_000
 BATCH_BYTES = 16 << 20
@@ -31,7 +31,10 @@ ARROW = (".arrow", ".ipc", ".feather")
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".jsonl.zst")
 TEXT = (".txt", ".md")
 SUFFIXES = PARQUET + ARROW + JSONL + TEXT
-WEB_SUFFIXES = (".warc", ".warc.gz", ".html", ".htm")  # found in folders too; read by bloomery.web.read_documents
+ARCHIVES = (".warc", ".warc.gz", ".warc.lz4", ".wet", ".wet.gz", ".arc", ".arc.gz")
+HTML = (".html", ".htm", ".xhtml")
+WEB_SUFFIXES = ARCHIVES + HTML  # found in folders too; read by bloomery.web.read_documents
+RUN_STATE, DROPPED = ".bloomery", "dropped"  # folders in the output of corpus.run
 RAW_LINE = 1_000  # characters of a broken line that are kept in its error row
 
 
@@ -39,7 +42,8 @@ def find_inputs(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     """Expand files, folders and globs to the files of a run, in order, each once.
 
     A folder stands for the data files below it in sorted order; `.txt` and `.md` files in one folder are read
-    together, so such a folder counts as one input. Hidden files and files starting with "_" are left out.
+    together, so such a folder counts as one input. Hidden files and files starting with "_" are left out, and of a
+    folder that `corpus.run` wrote, the documents it dropped.
 
     Raises:
         DataError: something does not exist, has an unknown suffix, or nothing is found.
@@ -79,6 +83,8 @@ def read_documents(path: str | Path) -> Iterator[pa.RecordBatch]:
         raise DataError("no such file", where=path)
     if path.is_dir():
         return _read_texts(sorted(file for file in path.iterdir() if _has(file, TEXT)), path)
+    if _has(path, WEB_SUFFIXES):
+        raise DataError("pages of the web are not read here", where=path, fix="give read=bloomery.web.read_documents")
     _check_suffix(path, SUFFIXES)
     if _has(path, JSONL):
         return _read_jsonl(path)
@@ -94,12 +100,20 @@ def _in_folder(folder: Path) -> list[Path]:
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+        if file.is_file()
+        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+        and not (file.parent != folder and _is_dropped(file.parent))
     )
     found = [file.parent if _has(file, TEXT) else file for file in files if _has(file, SUFFIXES + WEB_SUFFIXES)]
     if not found:
         raise DataError("no data file in this folder", where=folder, fix=_known(SUFFIXES + WEB_SUFFIXES))
     return found
+
+
+def _is_dropped(folder: Path) -> bool:
+    """Whether this is the place where a run of `corpus.run` keeps what its steps refused."""
+    run = folder.parent
+    return folder.name == DROPPED and ((run / RUN_STATE).exists() or (run / "report.json").exists())
 
 
 def _has(path: Path, suffixes: Sequence[str]) -> bool:
@@ -120,15 +134,23 @@ def _known(suffixes: Sequence[str]) -> str:
 
 def _read_table(path: Path) -> Iterator[pa.RecordBatch]:
     try:
+        row = 0
         for batch in _parquet_batches(path) if _has(path, PARQUET) else _arrow_batches(path):
-            yield from _bounded(_as_documents(batch, path))
+            for piece in _bounded(batch):  # first of all: text beyond 2 GiB does not fit the `string` of our schema
+                yield _with_valid_text(piece, path, row)
+                row += piece.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot be read: {' '.join(str(error).split())}", where=path) from error
 
 
 def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=BATCH_DOCUMENTS)
+        rows, groups = file.metadata.num_rows, range(file.metadata.num_row_groups)
+        if not rows:  # its columns still count
+            yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+        size = sum(file.metadata.row_group(index).total_byte_size for index in groups)
+        fitting = BATCH_BYTES * rows // max(size, 1)
+        yield from file.iter_batches(batch_size=min(max(fitting, 1), BATCH_DOCUMENTS))
 
 
 def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -165,6 +187,27 @@ def _as_documents(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
         core["id"] = _fill_ids(core)
     extra = {name: batch.column(name) for name in names if name not in core and name != "text"}
     return pa.RecordBatch.from_arrays([*core.values(), *extra.values()], [*core, *extra])
+
+
+def _with_valid_text(batch: pa.RecordBatch, path: Path, first_row: int) -> pa.RecordBatch:
+    """`_as_documents`, where a row with invalid UTF-8 (Arrow does not look when it reads) becomes an error row."""
+    try:
+        documents = _as_documents(batch, path)
+        documents.validate(full=True)
+        return documents
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if batch.num_rows != 1:
+            rows = [_with_valid_text(batch.slice(row, 1), path, first_row + row) for row in range(batch.num_rows)]
+            return pa.Table.from_batches(_same_columns(rows)).combine_chunks().to_batches()[0]
+        empty = _as_documents(batch.slice(0, 0), path)
+        values = {"id": f"{path.name}:{first_row + 1}", "parts": [], DROP: "error: invalid UTF-8"}
+        detail = {"row": str(first_row + 1), "detail": str(error)}
+        schema = empty.schema.append(pa.field(DROP, pa.string()))
+        return pa.RecordBatch.from_pylist([{**values, "meta": list(detail.items())}], schema=schema)
+
+
+def _same_columns(rows: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    return [row if DROP in row.schema.names else with_column(row, DROP, pa.nulls(1, pa.string())) for row in rows]
 
 
 def _fill_ids(core: dict[str, pa.Array]) -> pa.Array:
@@ -303,7 +346,8 @@ def _read_texts(files: Sequence[Path], root: Path) -> Iterator[pa.RecordBatch]:
     for file in files:
         raw = file.read_bytes()
         try:
-            rows.add(raw.decode(), file.relative_to(root).as_posix(), None, None)
+            name = file.relative_to(root).as_posix().encode("utf-8", "replace").decode()  # names may be any bytes
+            rows.add(raw.decode(), name, None, None)
         except UnicodeDecodeError as error:
             rows.add_error(file, 0, raw, "invalid UTF-8", str(error))
         if rows.full:

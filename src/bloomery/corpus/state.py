@@ -19,12 +19,10 @@ from bloomery.core.errors import ConfigError, DataError, StorageError
 from bloomery.core.files import atomic_file, explain_os_errors, read_json, write_json
 from bloomery.core.hashing import digest
 from bloomery.core.log import logger
-from bloomery.corpus.readers import TEXT
+from bloomery.corpus.readers import DROPPED, RUN_STATE, TEXT
 from bloomery.corpus.report import Report, StepStats
 from bloomery.corpus.steps import Barrier, Step, decision_notes
 from bloomery.corpus.unit import Job, Reader, Segment
-
-STATE = ".bloomery"
 
 
 @contextmanager
@@ -38,7 +36,7 @@ def opened(
         "steps": [step.fingerprint() for step in steps],
         "inputs": [os.path.abspath(file) for file in files],
     }
-    state = folder / STATE
+    state = folder / RUN_STATE
     with explain_os_errors(folder):
         if not (state / "run.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
             raise ConfigError("holds files, but no curation run", where=folder, fix="choose a new or empty folder")
@@ -54,7 +52,7 @@ def opened(
                 _check_same_run(folder, read_json(state / "run.json"), manifest)
             else:
                 write_json(state / "run.json", manifest)
-            for left_over in (*folder.glob(".*.tmp"), *folder.glob("dropped/.*.tmp"), *state.rglob(".*.tmp")):
+            for left_over in (*folder.glob(".*.tmp"), *folder.glob(f"{DROPPED}/.*.tmp"), *state.rglob(".*.tmp")):
                 left_over.unlink()
             yield State(folder, files, cut(steps), manifest["reader"])
 
@@ -151,7 +149,7 @@ class State:
         return report
 
     def _place(self, segment: int) -> Path:
-        return self.folder / STATE / f"segment-{segment}"
+        return self.folder / RUN_STATE / f"segment-{segment}"
 
     def _job(self, segment: int, unit: int, decisions: tuple[Path, int, int] | None = None) -> Job:
         name, last, here = self._names[unit], segment == len(self.segments) - 1, self._place(segment)
@@ -160,7 +158,7 @@ class State:
             source=self.files[unit],
             documents_in=self._place(segment - 1) / f"{name}.documents.arrow",
             documents_out=self.folder / f"{name}.parquet" if last else here / f"{name}.documents.arrow",
-            dropped=self.folder / "dropped" / (f"{name}.{segment}.parquet" if segment else f"{name}.parquet"),
+            dropped=self.folder / DROPPED / (f"{name}.{segment}.parquet" if segment else f"{name}.parquet"),
             record=here / f"{name}.json",
             sketches=None if last else here / f"{name}.sketches.arrow",
             decisions=decisions,
@@ -219,9 +217,10 @@ def _identity(path: Path) -> list[Any]:
 
 
 def _stem(path: Path) -> str:
-    """A short, safe name for the files made from `path`."""
+    """A short, safe name for the files made from `path`: at most 80 bytes, so that suffixes still fit."""
     name = path.name.partition(".")[0] or path.name
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:80]
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    return safe.encode()[:80].decode(errors="ignore")
 
 
 def _check_same_run(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
@@ -247,12 +246,14 @@ def _difference(there: Any, now: Any) -> str:
 
 def _delete_run(folder: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
-    if not (folder / STATE / "run.json").exists():
+    state = folder / RUN_STATE
+    if not (state / "run.json").exists():
         return
-    for path in (*folder.glob("[0-9]*.parquet"), folder / "report.json", folder / STATE / "run.json"):
+    documents = folder.glob("[0-9][0-9][0-9][0-9][0-9]*-*.parquet")
+    for path in (*documents, folder / "report.json", state / "run.json"):
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / "dropped", ignore_errors=True)
-    for place in (folder / STATE).glob("segment-*"):
+    shutil.rmtree(folder / DROPPED, ignore_errors=True)
+    for place in state.glob("segment-*"):
         shutil.rmtree(place)
 
 

@@ -89,7 +89,7 @@ def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> T
 
 def save(tokenizer: Tokenizer, folder: Path | str, chat_template: str = DEFAULT_CHAT_TEMPLATE) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into a new folder, atomically."""
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, ours=("tokenizer.json", "tokenizer_config.json")) as temporary:
         write(tokenizer, temporary, chat_template)
 
 

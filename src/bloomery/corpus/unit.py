@@ -223,9 +223,7 @@ def _hosts(batch: pa.RecordBatch) -> dict[str, int]:
     urls = batch.column("url")
     if urls.null_count == len(urls):
         return {"": len(urls)}
-    found = pc.struct_field(
-        pc.extract_regex(urls, r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"), "host"
-    )
+    found = pc.struct_field(pc.extract_regex(urls, HOST), "host")
     counts = pc.value_counts(pc.fill_null(pc.utf8_lower(found), ""))
     return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 
@@ -239,9 +237,8 @@ class _Outputs:
     def __init__(self, job: Job, segment: Segment, first: pa.RecordBatch) -> None:
         self._job, self._segment = job, segment
         self._schema = _dry_run(segment, first)
-        self._dropped_schema = pa.schema(
-            [*self._schema, pa.field("step", pa.string()), pa.field("reason", pa.string())]
-        )
+        columns = [field for field in self._schema if field.name not in ("step", "reason")]  # dropped before, once
+        self._dropped_schema = pa.schema([*columns, pa.field("step", pa.string()), pa.field("reason", pa.string())])
         self._stack = ExitStack()
 
     def __enter__(self) -> _Outputs:
@@ -312,7 +309,9 @@ def _dry_run(segment: Segment, first: pa.RecordBatch) -> pa.Schema:
                     f"step {step.name} gives column {name!r} no type on an empty batch",
                     fix="use pa.array(values, type)",
                 )
-    return batch.schema.remove_metadata()
+    needed = segment.barrier.reads if segment.barrier and kept(first).num_rows == 0 else ()
+    unknown = [pa.field(name, pa.null()) for name in needed if name not in batch.schema.names]
+    return pa.schema([*batch.schema, *unknown])
 
 
 def _conform(columns: dict[str, pa.Array], rows: int, schema: pa.Schema, partial: bool = False) -> pa.RecordBatch:

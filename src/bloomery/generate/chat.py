@@ -32,9 +32,11 @@ def chat_prompt(
 class Conversation:
     """Remembers what was said; `say` streams the reply.
 
+    ```python
     chat = Conversation(model, tokenizer, system="Answer briefly.", temperature=0.7)
     for piece in chat.say("What is a bloomery?"):
         print(piece, end="", flush=True)
+    ```
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class Conversation:
         `options` of the constructor are those of `stream`; the n-th reply is drawn with seed + n.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        room = max(1, self.model.config.max_positions - self.max_new_tokens)
+        positions = self.model.config.max_positions
+        room = positions - min(self.max_new_tokens, positions // 2)  # a generous limit must not cost all memory
         prompt = chat_prompt(self.tokenizer, messages, room, self.template, **self.variables)
         replies = sum(message["role"] == "assistant" for message in messages)
         pieces = stream(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from bloomery.core.errors import ConfigError
 from bloomery.generate.prompts import begin_token_id, encode_prompts
-from bloomery.models.decoder import Decoder, Output
+from bloomery.models.decoder import Decoder
 from bloomery.nn import KVCache
 
 
@@ -23,6 +23,9 @@ def choice_logprobs(model: Decoder, tokenizer: Tokenizer, prompt: str, choices: 
     choice, not at the end of the prompt: that is where byte-level tokenizers have it.
 
     What all choices share is run once; the rest is one batch.
+
+    Raises ConfigError when the prompt with a choice leaves no free position in the model (cut the prompt, say to its
+    last sentences), when a choice adds no token, and when there is nothing at all before the first scored token.
     """
     context, *joint = encode_prompts(model.config, tokenizer, [prompt, *(prompt + choice for choice in choices)])
     if not joint:
@@ -66,13 +69,13 @@ def _hidden_after(model: Decoder, sequences: list[list[int]], shared: int) -> to
         cache = KVCache(model.config, 1, longest, dtype, device)
         model(torch.tensor([sequences[0][:shared]], device=device), cache=cache)
         cache.keep(torch.zeros(len(sequences), dtype=torch.int64, device=device))
-    output: Output = model(rest, cache=cache)
-    return output.hidden
+    hidden: torch.Tensor = model(rest, cache=cache).hidden
+    return hidden
 
 
 def _summed_logprob(model: Decoder, hidden: torch.Tensor, tokens: list[int], begin: int) -> float:
     """Log-probability of tokens[begin:], where hidden[i] (dim,) precedes tokens[i]."""
-    logits = Output(hidden[None, begin : len(tokens)], model.head_weight).logits[0]  # (scored, vocab)
+    logits = model.logits(hidden[begin : len(tokens)])  # (scored, vocab)
     targets = torch.tensor(tokens[begin:], device=logits.device)[:, None]
     return float(logits.double().log_softmax(-1).gather(-1, targets).sum())
 

@@ -19,7 +19,7 @@ from bloomery.core.errors import BloomeryError, ConfigError
 from bloomery.generate.prompts import encode_prompts, end_token_ids
 from bloomery.generate.sampling import SamplingParams, Uniforms, sample
 from bloomery.generate.text import TextBuilder
-from bloomery.models.decoder import Decoder, Output
+from bloomery.models.decoder import Decoder
 from bloomery.nn import KVCache, PackedWeights
 
 Reason = Literal["eos", "stop", "length"]
@@ -192,7 +192,9 @@ def _decode(model: Decoder, packed: PackedWeights, rows: list[_Row], params: Sam
     try:
         while True:
             with packed:
-                logits = _last_logits(model(inputs, cache=cache, padding=padding))  # (batch, vocab)
+                hidden = model(inputs, cache=cache, padding=padding).hidden[:, -1]  # (batch, dim)
+                logits = model.logits(hidden)  # (batch, vocab)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             numbers = None if uniforms is None else torch.from_numpy(uniforms.next()).to(device)
             tokens = sample(logits, params, numbers, seen)  # (batch,)
             logprobs = logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
@@ -218,13 +220,6 @@ def _decode(model: Decoder, packed: PackedWeights, rows: list[_Row], params: Sam
             inputs = tokens[:, None]
     finally:
         model.train(was_training)
-
-
-def _last_logits(output: Output) -> Tensor:
-    """Logits (batch, vocab) that follow the last position, in float32 at least."""
-    output.hidden = output.hidden[:, -1:]  # the other positions' logits are never computed
-    logits = output.logits[:, -1]
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _seen_tokens(rows: list[_Row], vocab_size: int, device: torch.device) -> Tensor:

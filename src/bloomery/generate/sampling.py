@@ -58,7 +58,8 @@ def sample(
     if params.temperature == 0.0:
         return logits.argmax(-1)
     assert uniforms is not None, "sampling needs one uniform number per row"
-    logits = logits / params.temperature
+    # A tiny temperature must not lead to inf - inf or 0 / 0; below the floor the draw is the likeliest token anyway.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)
     if params.top_k:
         logits = keep_top_k(logits, params.top_k)
     if params.top_p < 1.0:

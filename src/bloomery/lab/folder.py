@@ -1,8 +1,10 @@
 """`Run`: the folder of one run and everything a recipe writes into it.
 
+```text
 runs/<slug>/<time>/
     config.yaml   env.json   stages.json   content.json   metrics.jsonl   claims.json   report.html
     figures/      <stage>/…                                       (one folder for each stage that asked for one)
+```
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Run:
         self.folder = Path(folder)
         self.recipe, self.preset = recipe, preset
         self.config: dict[str, Any] = encode(recipe)
-        self._track, self._quiet = track, quiet
+        self._track, self.quiet = track, quiet
         self._stage: str | None = None
         self._trim: str | None = None  # a stage taken up again, whose repeated metrics are still to be dropped
         self._chain = ""
@@ -108,8 +110,10 @@ class Run:
     def stage(self, name: str, **inputs: Any) -> Stage:
         """A named, timed stage; done stages with the same inputs are skipped when a run is resumed.
 
-        `inputs` are the values (JSON, dataclasses, paths by their names) the stage depends on; without any it depends
-        on every field of the recipe. It also depends on all stages before it: when one is run again, so is it.
+        `inputs` are the values (JSON, dataclasses, paths) the stage depends on; without any it depends on every field
+        of the recipe. It also depends on all stages before it: when one is run again, so is it. A path counts by its
+        name; what the file holds is not looked at. To depend on the content of a file that no stage of this run
+        writes, give `core.hashing.file_digest(path)`.
         """
         if not _NAME.fullmatch(name) or name.split("/")[0] in _TAKEN:
             raise ConfigError(f"stage name {name!r}", fix="use letters, digits, _ . - and / for a group")
@@ -277,7 +281,7 @@ class Run:
         self._save_content()
 
     def _say(self, line: str) -> None:
-        if not self._quiet:
+        if not self.quiet:
             print(f"[{self.recipe.slug()}] {line}", file=sys.stderr, flush=True)
 
 

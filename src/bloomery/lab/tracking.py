@@ -43,7 +43,7 @@ class Metrics:
     def lines(self) -> list[Line]:
         """Everything logged so far."""
         lines = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):  # not at U+2028 and its like
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from bloomery.models.decoder import Block, Decoder, DecoderConfig, Output
-from bloomery.models.pretrained import load_config, load_pretrained, preset, presets, save_pretrained
+from bloomery.models.pretrained import (
+    convert_pretrained,
+    load_config,
+    load_pretrained,
+    preset,
+    presets,
+    save_pretrained,
+)
 
 __all__ = [
     "Block",
     "Decoder",
     "DecoderConfig",
     "Output",
+    "convert_pretrained",
     "load_config",
     "load_pretrained",
     "preset",

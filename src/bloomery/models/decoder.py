@@ -1,7 +1,9 @@
 """One decoder-only transformer for every language-model family. A family is a configuration plus a key map.
 
+```text
 tokens ─ embed ─┬─────────────┬─ + ─┬─────────────┬─ + ─ … ─ norm ─ head ─ logits
                 └ norm ─ attn ┘     └ norm ─ ffn ─┘
+```
 """
 
 from __future__ import annotations
@@ -80,13 +82,13 @@ class DecoderConfig:
 class Output:
     """What a forward pass gives: `hidden` (batch, seq, dim) after the last norm, and `logits` when asked for."""
 
-    def __init__(self, hidden: Tensor, head_weight: Tensor) -> None:
-        self.hidden, self.head_weight = hidden, head_weight
+    def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
+        self.decoder, self.hidden = decoder, hidden
 
     @property
     def logits(self) -> Tensor:
-        """(batch, seq, vocab), computed at each access: take `hidden[:, -1:]` first when only the last is needed."""
-        return linear(self.hidden, self.head_weight)
+        """(batch, seq, vocab), computed at each access; `decoder.logits(hidden[:, -1:])` gives only the last."""
+        return self.decoder.logits(self.hidden)
 
 
 class Block(nn.Module):
@@ -145,7 +147,11 @@ class Decoder(nn.Module):
         rotary, mask = self._place(x, positions, mask, cache, padding)
         for i, block in enumerate(self.blocks):
             x = block(x, rotary, mask, None if cache is None else cache.slots[i])
-        return Output(self.norm(x), self.head_weight)
+        return Output(self, self.norm(x))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of hidden states (..., dim): (..., vocab)."""
+        return linear(hidden, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
@@ -163,6 +169,8 @@ class Decoder(nn.Module):
             if begin == 0 and padding is not None and bool(padding.any()):
                 cache.start = padding
             padding = cache.start
+        if mask is not None and padding is not None:
+            raise ValueError("give either padding or a mask, which has to cover the padding itself")
         if positions is not None:
             rotary = self.rope(positions, int(positions.max()) + 1, x.device)
         elif padding is not None:

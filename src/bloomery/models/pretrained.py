@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from bloomery.core.devices import pick_dtype
 from bloomery.core.errors import CheckpointError, ConfigError, DataError, nearest
-from bloomery.core.files import atomic_folder, read_json
+from bloomery.core.files import atomic_folder, read_json, safetensors_errors
 from bloomery.models import llama, qwen2
 from bloomery.models.decoder import Decoder, DecoderConfig
 from bloomery.models.hf_config import Fields
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _LISTED = 5  # keys of one kind that an error message spells out
+OURS = ("*.safetensors", "model.safetensors.index.json", "config.json", *COMPANIONS)  # what saving may replace
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # stored by old exporters, computed from the configuration by us
 
 
@@ -75,11 +82,12 @@ def load_pretrained(
     folder = Path(path)
     family, config = _read_config(folder)
     _check_vocabulary(folder, config)
+    stored = _Stored(folder)
+    stored.require_depth(config)
     with torch.device("meta"):
         model = Decoder(config)
-    stored = _Stored(folder)
     stored.compare(family.tensors(model), tied=config.tie_embeddings)
-    model.to(stored.dtype("model.embed_tokens.weight") if dtype is None else pick_dtype(dtype))
+    model.to(stored.dtype(EMBEDDING) if dtype is None else pick_dtype(dtype))
     model.to_empty(device=device or "cpu")
     places = family.tensors(model)
     for name, place in places.items():
@@ -106,11 +114,44 @@ def save_pretrained(
     written = family.write(config) | {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     if tokenizer is not None:
         _require_vocabulary(tokenizer, config, path)
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, OURS) as folder:
         if tokenizer is not None:
             written |= _write_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", written)
-        _write_weights(folder, family.tensors(model), shard_bytes)
+        tensors = family.tensors(model)
+        _write_weights(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, shard_bytes)
+
+
+def convert_pretrained(
+    source: Path | str, target: Path | str, dtype: torch.dtype | str | None = None, shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Rewrite a folder with its weights in another dtype (None: as they are) or in files of another size.
+
+    Names, shapes and the tokenizer are checked as in `load_pretrained`, but only one file's worth of tensors is in
+    memory at a time. `config.json` keeps every field but the dtype, the other files (`COMPANIONS`) travel unchanged.
+    Returns the number of parameters.
+    """
+    source = Path(source)
+    family, config = _read_config(source)
+    _check_vocabulary(source, config)
+    stored = _Stored(source)
+    stored.require_depth(config)
+    with torch.device("meta"):
+        places = family.tensors(Decoder(config))
+    stored.compare(places, tied=config.tie_embeddings)
+    if config.tie_embeddings and HEAD in stored.shapes:
+        _check_tied(stored.tensor(HEAD), stored.tensor(EMBEDDING), source)
+    wanted = {name: stored.dtype(name) if dtype is None else pick_dtype(dtype) for name in places}
+    sizes = {name: place.numel() * wanted[name].itemsize for name, place in places.items()}
+    fields = read_json(source / "config.json")
+    key = "dtype" if "dtype" in fields else "torch_dtype"  # transformers 5 and 4
+    with atomic_folder(target, OURS) as folder:
+        _write_json(folder / "config.json", fields | {key: str(wanted[EMBEDDING]).removeprefix("torch.")})
+        for file in COMPANIONS:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, folder / file)
+        _write_weights(folder, sizes, lambda name: stored.tensor(name).to(wanted[name]), shard_bytes)
+    return sum(place.numel() for place in places.values())
 
 
 class _Stored:
@@ -137,15 +178,20 @@ class _Stored:
         return tensor
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype a tensor is stored in."""
-        if self._types[name] not in _TYPES:
-            raise CheckpointError(
-                f"{name} is stored as {self._types[name]}", where=self.folder, fix=f"known: {', '.join(_TYPES)}"
-            )
+        """The dtype a tensor is stored in (`compare` has seen that it is one we know)."""
         return _TYPES[self._types[name]]
 
+    def require_depth(self, config: DecoderConfig) -> None:
+        """Refuse a depth that the files cannot fill, before time and memory go into building it."""
+        if config.n_layers > len(self.shapes):
+            raise CheckpointError(
+                f"config.json speaks of {config.n_layers} layers, the files hold {len(self.shapes)} tensors",
+                where=self.folder,
+                fix="is this the right config.json, and are all shards there?",
+            )
+
     def compare(self, places: dict[str, Tensor], tied: bool) -> None:
-        """Raise one error with everything that is missing, unexpected or of another shape than its place."""
+        """Raise one error with everything that is missing, unexpected, misshapen or not in a floating-point format."""
         missing = sorted(places.keys() - self.shapes.keys())
         extra = {name for name in self.shapes.keys() - places.keys() if not _DERIVED.search(name)}
         unexpected = sorted(extra - {HEAD} if tied else extra)
@@ -154,7 +200,8 @@ class _Stored:
             for name, place in places.items()
             if name in self.shapes and self.shapes[name] != tuple(place.shape)
         ]
-        kinds = {"missing": missing, "unexpected": unexpected, "of the wrong shape": shapes}
+        types = [f"{name} is {t}" for name, t in self._types.items() if name in places and t not in _TYPES]
+        kinds = {"missing": missing, "unexpected": unexpected, "of the wrong shape": shapes, "of another type": types}
         wrong = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names]
         if wrong:
             raise CheckpointError(
@@ -215,26 +262,25 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
-    """One file, or numbered shards and an index, in the order of the key map."""
-    shards: list[dict[str, Tensor]] = [{}]
+def _write_weights(folder: Path, sizes: dict[str, int], read: Callable[[str], Tensor], shard_bytes: int) -> None:
+    """One file, or numbered shards and an index, in the order of `sizes`; tensors are read when their file is due."""
+    shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
+    for name, nbytes in sizes.items():
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
-        return
+        shards[-1].append(name)
+        size += nbytes
     weight_map = {}
-    for i, shard in enumerate(shards, start=1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    _write_json(folder / INDEX, index)
+    for i, names in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        with safetensors_errors():
+            save_file({name: read(name) for name in names}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write_json(folder / INDEX, index)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, int]:

@@ -55,21 +55,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, differentiate: bool) -> Tensor:
         accurate = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=accurate)
-        grad_hidden = torch.empty_like(hidden) if differentiate else None
-        grad_weight = torch.zeros_like(weight, dtype=accurate) if differentiate else None
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2] if differentiate else (False, False)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=accurate) if needs_weight else None
         for begin in range(0, len(hidden), chunk):
             h, target = hidden[begin : begin + chunk], targets[begin : begin + chunk, None]
             counted = target != IGNORE  # (chunk, 1)
             target = target.clamp_min(0)
             log_p = F.log_softmax(matmul_t(h, weight).to(accurate), dim=-1)  # (chunk, vocab)
             total -= (log_p.gather(1, target) * counted).sum()
-            if grad_hidden is None or grad_weight is None:
+            if not differentiate:
                 continue
             # d loss / d logits = softmax - one-hot of the target, zero where nothing is counted
             grad = log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
             grad = grad.mul_(counted).to(h.dtype)
-            grad_hidden[begin : begin + chunk] = matmul_t(grad, weight.t())
-            grad_weight += matmul_t(grad.t(), h.t())
+            if grad_hidden is not None:
+                grad_hidden[begin : begin + chunk] = matmul_t(grad, weight.t())
+            if grad_weight is not None:
+                grad_weight += matmul_t(grad.t(), h.t())
         if differentiate:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.weight_dtype = weight.dtype
@@ -79,7 +82,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), (grad_weight * grad).to(ctx.weight_dtype), None, None, None
+        return (
+            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
 
 
 _summed_cross_entropy: Callable[..., Tensor] = _LinearCrossEntropy.apply

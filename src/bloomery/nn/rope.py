@@ -68,14 +68,18 @@ RopeScaling = LinearScaling | Llama3Scaling
 class Rope(nn.Module):
     """Tables of cosines and sines. Call it with positions, then `rotate` queries and keys with what it returns.
 
-    The tables are float32, belong to no state dict, and are built on first use on the device that asks: a model made
-    on the meta device or moved later is never left with stale ones. They grow when longer sequences arrive.
+    The tables are float32 whatever the model's dtype and belong to no state dict. They are there from the start, since
+    building them in the first forward pass would make torch.compile trace that pass twice, and they are computed anew
+    where the module is moved to, which also fills them after a construction on the meta device. They begin with up to
+    `FIRST_LENGTH` positions and grow when longer sequences arrive.
     """
+
+    FIRST_LENGTH = 32_768
 
     def __init__(self, head_dim: int, theta: float, max_positions: int, scaling: RopeScaling | None = None) -> None:
         super().__init__()
         self.head_dim, self.theta, self.max_positions, self.scaling = head_dim, theta, max_positions, scaling
-        self._tables: Rotary | None = None
+        self._tables = self._build(min(max_positions, self.FIRST_LENGTH))
 
     def frequencies(self, device: torch.device | str | None = None) -> Tensor:
         """Angle per position of each feature pair, (head_dim / 2,) float32."""
@@ -85,19 +89,25 @@ class Rope(nn.Module):
 
     def forward(self, positions: Tensor | slice, end: int, device: torch.device) -> Rotary:
         """Cosines and sines of `positions`, a slice or an int64 tensor (batch, seq), all of them below `end`."""
-        if self._tables is None or self._tables[0].device != device or len(self._tables[0]) < end:
-            self._tables = self._build(self.max_positions if end <= self.max_positions else 2 * end, device)
+        length = len(self._tables[0])
+        if length < end or self._tables[0].device != device:
+            self._tables = self._build(length if end <= length else 2 * end, device)
         cos, sin = self._tables
         return cos[positions], sin[positions]
 
-    @torch.inference_mode(False)  # tables first asked for while generating must serve training too
-    def _build(self, length: int, device: torch.device) -> Rotary:
+    @torch.inference_mode(False)  # tables that grow while generating must serve training too
+    def _build(self, length: int, device: torch.device | None = None) -> Rotary:
         angles = torch.arange(length, device=device).float()[:, None] * self.frequencies(device)  # (length, d/2)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Rope:
-        return Rope(self.head_dim, self.theta, self.max_positions, self.scaling)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
+        super()._apply(fn, recurse)
+        here = self._tables[0].device
+        there = fn(torch.empty(0, device=here)).device
+        if there != here:
+            self._tables = self._build(len(self._tables[0]), there)
+        return self
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

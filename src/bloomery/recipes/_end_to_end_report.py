@@ -22,7 +22,8 @@ def show_crawl(run: Run, report: Mapping[str, Any]) -> None:
 
 def show_corpora(run: Run, curated: Mapping[str, Any], packs: Mapping[str, Mapping[str, int]]) -> None:
     """Where documents were lost, and how much text each corpus holds."""
-    steps = [("pages", curated["documents_in"]), *((s["name"], s["kept"]) for s in curated["steps"][1:])]
+    filters = [step for step in curated["steps"][1:] if step["name"] not in ("Split", "Score")]  # those drop nothing
+    steps = [("pages", curated["documents_in"]), *((step["name"], step["kept"]) for step in filters)]
     caption = "Documents left after each curation step; the raw corpus keeps every page."
     run.figure("survival", figures.survival(steps, unit="documents"), caption)
     rows = []
@@ -50,9 +51,12 @@ def show_training(run: Run, losses: Mapping[str, Mapping[int, float]]) -> None:
 
 def show_model(run: Run, result: Mapping[str, Any], folder: Path) -> None:
     """What the final model says."""
-    run.samples("continuations", result["continuations"], "Text the final model continues (temperature 0.7).")
+    caption = "Text the final model continues (temperature 0.7, repetition penalty 1.3)."
+    run.samples("continuations", result["continuations"], caption)
     if "answers" in result:
-        caption = "Questions about modules it has never seen (greedy). At this size expect the manner, not the facts."
+        caption = (
+            "Questions about modules it has never seen, answered greedily. At this size expect the manner, not facts."
+        )
         run.samples("answers", result["answers"], caption)
         rows = [["its own answer among four", f"{result['choice']:.1%}", f"{1 / result['choices']:.0%}"]]
         run.table("choice", ["multiple choice on held-out questions", "right", "chance"], rows)

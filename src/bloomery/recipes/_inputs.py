@@ -90,6 +90,11 @@ class Inputs:
         self.folder, self.files, self.embedded = folder, list(files), embedded
 
     @property
+    def held_out_name(self) -> str:
+        """What the models are compared on."""
+        return "documentation" if self.embedded else "documents"
+
+    @property
     def note(self) -> str:
         """How the held-out text was kept out of training, for the claim."""
         if self.embedded:
@@ -100,7 +105,7 @@ class Inputs:
         """The step that tells training documents from held-out ones."""
         from bloomery.corpus import Split
 
-        by: Any = PageModule(self.folder / MODULES) if self.embedded else "id"
+        by: Any = PageModule(self.folder / MODULES) if self.embedded else "url"  # the same in both corpora, unlike ids
         return Split(validation=HELD_OUT, by=by, seed=seed)
 
     def reader(self, extract: Literal["main", "full"]) -> Callable[..., Iterator[Any]]:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bloomery.core.errors import CheckpointError
-from bloomery.core.files import atomic_folder
+from bloomery.core.files import atomic_folder, safetensors_errors
 from bloomery.core.hashing import file_digest
 from bloomery.core.log import logger
 
@@ -43,7 +42,7 @@ def step_folder(folder: Path, step: int) -> Path:
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Write model, optimiser and `state` (JSON values) as the folder `path`; a full disk is a `StorageError`."""
     tensors, tied = _untie(model.state_dict())
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, ours=("*",)) as folder:
         _write_tensors(folder / MODEL, tensors)
         _write_tensors(folder / OPTIMIZER, _optimizer_tensors(model, optimizer))
         (folder / STATE).write_text(json.dumps({"state": dict(state), "tied": tied}, indent=2), encoding="utf-8")
@@ -81,8 +80,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The `state` that `save` was given, without touching a model; the checkpoint must verify."""
-    verify(path)
+    """The `state` that `save` was given, without touching a model, of a checkpoint that is known to verify."""
     return dict(_read_record(path)["state"])
 
 
@@ -126,9 +124,15 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints, and what interrupted writes and deletions left behind."""
-    for path in checkpoints(folder)[:-keep_last]:
+def prune(folder: Path, keep_last: int, newest: Path) -> None:
+    """Delete all but the last `keep_last` checkpoints up to `newest`, which has just been written.
+
+    Those after `newest` are damaged, else the run would have gone on from them: counted, they would crowd out good
+    ones. What interrupted writes and deletions have left behind goes too.
+    """
+    found = checkpoints(folder)
+    end = found.index(newest) + 1
+    for path in found[: max(end - keep_last, 0)] + found[end:]:
         path.rename(path.with_name(f".{path.name}.tmp"))  # out of sight at once: a kill cannot leave half a checkpoint
     for leftover in [*folder.glob(".step-*.tmp"), *folder.glob("step-*.old")]:
         shutil.rmtree(leftover, ignore_errors=True)
@@ -140,13 +144,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    try:
+    with safetensors_errors():
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # its writer is not Python's: recover the operating system's error number
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error)) from error
 
 
 def _untie(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

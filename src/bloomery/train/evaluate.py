@@ -71,11 +71,13 @@ def held_out(
     training = model.training
     model.eval()
     nats, tokens = 0.0, 0
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for batch in _batches(data.windows(seq_len), batch_size, device):
-            loss, metrics = objective(model, batch, torch.Generator(device))
-            nats, tokens = nats + float(loss), tokens + int(metrics["weight"])
-    model.train(training)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for batch in _batches(data.windows(seq_len), batch_size, device):
+                loss, metrics = objective(model, batch, torch.Generator(device))
+                nats, tokens = nats + float(loss), tokens + int(metrics["weight"])
+    finally:
+        model.train(training)
     if tokens == 0:
         raise EmptyError("the held-out text has no token to predict", fix="hold out more documents")
     return HeldOut(nats, tokens, data.n_bytes)

@@ -213,6 +213,6 @@ def _save(
     if ranks.first:
         progress = encode(replace(result, checkpoint=None))  # a folder may move
         checkpoint.save(path, model, optimizer, {"result": progress, "config": encode(config)})
-        checkpoint.prune(folder, config.keep_last)
+        checkpoint.prune(folder, config.keep_last, path)
     result.checkpoint = path
     ranks.wait()

@@ -49,13 +49,11 @@ class Meter:
         self._flops = training_flops_per_token(model, seq_len)
         self._peak = None if peak is None else peak * world
         self._tokens, self._seconds = 0, 0.0
-        self.total_seconds = 0.0
 
     def step(self, tokens: int, seconds: float) -> None:
         """Count one optimiser step of `tokens` tokens over all ranks."""
         self._tokens += tokens
         self._seconds += seconds
-        self.total_seconds += seconds
 
     def read(self) -> dict[str, float]:
         """`tokens_per_second`, `memory_gb` and, where the peak is known, `mfu` (0 … 1) since the last reading."""

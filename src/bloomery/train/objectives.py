@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bloomery.core.errors import ConfigError
 from bloomery.nn.loss import IGNORE, linear_cross_entropy
 from bloomery.nn.masks import Causal, Documents
 from bloomery.train.step import Batch
@@ -22,6 +23,9 @@ def next_token(
     The logits are never held at once: see `nn.loss.linear_cross_entropy`.
     """
     tokens = batch["tokens"]
+    if tokens.device.type == "cpu" and int(tokens.max()) >= len(model.head_weight):  # on a GPU asking would stall it
+        what = f"the data holds token {int(tokens.max())}, the model knows 0 to {len(model.head_weight) - 1}"
+        raise ConfigError(what, fix="use the tokenizer the model was made for, or a model with a larger vocabulary")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (batch, seq)
     mask: Causal | None = None
     counted = torch.ones_like(targets, dtype=torch.bool)

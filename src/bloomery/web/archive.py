@@ -19,7 +19,6 @@ from bloomery.core.errors import DataError, require
 from bloomery.web.coding import Decoder
 from bloomery.web.page import Page
 
-SUFFIXES = (".warc", ".warc.gz", ".warc.lz4", ".wet", ".wet.gz", ".arc", ".arc.gz")
 MAX_RECORD = 64 << 20  # bytes of one record, stored or decoded, that are read into memory
 
 _GZIP = b"\x1f\x8b\x08"

@@ -11,7 +11,11 @@ _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's names for the three framings of defla
 
 
 class TooLargeError(DataError):
-    """More bytes than the limit."""
+    """More bytes than the limit; `part` is what the last piece had up to there."""
+
+    def __init__(self, limit: int, part: bytes = b"") -> None:
+        super().__init__(f"more than {limit:,} bytes")
+        self.part = part
 
 
 class Decoder:
@@ -31,9 +35,9 @@ class Decoder:
             part = chunk
         else:
             part = self._brotli(chunk) if self._coding == "br" else self._deflate(chunk)
+        if len(part) > self._room:
+            raise TooLargeError(self._limit, part[: self._room])
         self._room -= len(part)
-        if self._room < 0:
-            raise TooLargeError(f"more than {self._limit:,} bytes")
         return part
 
     def finish(self) -> None:
@@ -72,5 +76,5 @@ class Decoder:
         except brotli.error as error:
             raise DataError(f"broken br data: {error}") from error
         if not self._inflate.can_accept_more_data():
-            raise TooLargeError(f"more than {self._limit:,} bytes")
+            raise TooLargeError(self._limit, part[: self._room])
         return part

@@ -7,9 +7,7 @@ outcome to the store and pushes the links it finds. See `store` for what is on d
 from __future__ import annotations
 
 import asyncio
-import html as entities
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,7 +21,6 @@ from bloomery.core.files import write_json
 from bloomery.core.hashing import hash64
 from bloomery.core.log import logger
 from bloomery.core.progress import Progress
-from bloomery.web.coding import Decoder
 from bloomery.web.config import CrawlConfig
 from bloomery.web.extract import links as page_links
 from bloomery.web.fetch import HTML_TYPES, MAX_RETRY_AFTER, Fetcher, FetchError, Response, backoff
@@ -31,8 +28,9 @@ from bloomery.web.frontier import Frontier, Link, PoliteFrontier, Priority
 from bloomery.web.page import Page
 from bloomery.web.report import CrawlReport
 from bloomery.web.robots import MAX_BYTES as ROBOTS_BYTES
-from bloomery.web.robots import RobotsCache
+from bloomery.web.robots import RobotsCache, Rules
 from bloomery.web.scope import Scope
+from bloomery.web.sitemaps import listed
 from bloomery.web.store import EXCLUDED, FAILED, QUEUED, REDIRECTED, STORED, Adopted, Store
 from bloomery.web.urls import canonical, host_of, origin_of, resolve
 
@@ -42,9 +40,7 @@ Scorer = Callable[[Page], float]
 PASSING = ("timeout", "dns", "connect", "broken_transfer", "robots_unreachable", "host_down", "http_429", "http_500",
            "http_502", "http_503", "http_504")  # fmt: skip
 SILENT_LIMIT = 5  # links in a row that cannot connect before a host is given up
-MAX_SITEMAPS = 50
 _SILENT_KINDS = {"timeout", "dns", "connect"}
-_LOC = re.compile(rb"<loc>\s*(?:<!\[CDATA\[)?\s*([^<\]]+)", re.IGNORECASE)
 
 _log = logger("web")
 
@@ -122,7 +118,7 @@ class Crawler:
             finally:
                 self._store.stop()
                 self._store.set_meta("seconds", str(earlier + time.monotonic() - began))
-            report = self._report(seeds)
+            report = CrawlReport.of(self._store, seeds, self.config.max_pages)
             write_json(Path(out) / "crawl.json", report.to_dict())
             report.raise_if_empty()
             return report
@@ -134,8 +130,11 @@ class Crawler:
     def _begin(self, seeds: list[str]) -> None:
         """Fill the frontier from the seeds and from what earlier runs in this folder left."""
         store = self._store
-        self._frontier: Frontier = self._given_frontier or PoliteFrontier(
-            self.config.per_host_delay, self.config.per_host_concurrency, self.config.reproducible
+        given, config = self._given_frontier, self.config
+        self._frontier: Frontier = (
+            PoliteFrontier(config.per_host_delay, config.per_host_concurrency, config.reproducible)
+            if given is None  # an empty one is false
+            else given
         )
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,25 +183,6 @@ class Crawler:
     def _push(self, links: list[Link]) -> None:
         for link in links:
             self._frontier.push(link)
-
-    def _report(self, seeds: list[str]) -> CrawlReport:
-        totals, errors = self._store.totals(), self._store.failures()
-        excluded = self._store.failures(EXCLUDED)
-        pages, size = totals.get(STORED, (0, 0))
-        return CrawlReport(
-            folder=str(self._store.folder),
-            seeds=seeds,
-            finished="max_pages reached" if pages >= self.config.max_pages else "no links left",
-            pages=pages,
-            bytes=size,
-            queued=totals.get(QUEUED, (0, 0))[0],
-            redirects=totals.get(REDIRECTED, (0, 0))[0],
-            robots_excluded=excluded.get("robots", 0),
-            errors=errors,
-            examples={kind: self._store.examples(kind) for kind in (*errors, *excluded)},
-            seconds=round(float(self._store.meta("seconds", "0")), 3),
-            segments=[path.name for path in self._store.segments()],
-        )
 
     # --- the loop ---
 
@@ -266,7 +246,7 @@ class Crawler:
         try:
             if self._silent[host] >= SILENT_LIMIT:
                 raise FetchError("host_down", f"{host} has stopped answering", where=link.url)
-            if self.config.obey_robots and not await self._permitted(link, host):
+            if self.config.obey_robots and not await self._permitted(link):
                 self._store.settle(link.url, EXCLUDED, "robots", "robots.txt forbids it")
                 return
             response = await self._fetcher.get(link.url, self.config.content_types)
@@ -280,24 +260,19 @@ class Crawler:
         finally:
             self._frontier.release(link, time.monotonic())
 
-    async def _permitted(self, link: Link, host: str) -> bool:
-        rules = self._robots.known(link.url)
-        if rules is None:
-            rules = await self._robots.rules(link.url)
-            delay = max(rules.delay, self.config.per_host_delay)
-            if delay:  # robots.txt was a request, too
-                self._frontier.hold(host, time.monotonic() + 2 * delay, delay)
-                await asyncio.sleep(delay)
+    async def _permitted(self, link: Link) -> bool:
+        rules = await self._rules(link.url)
         if rules.unknown is not None:
             raise FetchError(rules.unknown.kind, f"robots.txt: {rules.unknown.what}", where=link.url)
         return rules.allows(link.url)
 
     def _arrived(self, link: Link, response: Response) -> None:
-        self._store.page(link, response)
+        page = Page(link.url, response.status, response.content_type, response.body, "", response.headers)
+        children = self._children(link, page)
+        self._store.page(link, response, children)
+        self._push(children)
         self._stored += 1
         self._bytes += len(response.body)
-        page = Page(link.url, response.status, response.content_type, response.body, "", response.headers)
-        self._add(self._children(link, page))
         seconds = max(time.monotonic() - self._started, 1e-9)
         self._progress.advance(
             1, MB_s=self._bytes / 1e6 / seconds, queue=len(self._frontier), errors=dict(self._errors) or 0
@@ -314,13 +289,11 @@ class Crawler:
         if len(chain) > self.config.max_redirects:
             raise FetchError("redirects", f"more than {self.config.max_redirects} redirects", where=link.url)
         self._redirects[link.url] = target
-        self._store.settle(link.url, REDIRECTED, "redirect", target)
         if link.depth == 0:
             self._scope.hosts.add(host_of(target))
-        elif not self._scope.holds(target):
-            return
-        if self._is_new(target):
+        if (link.depth == 0 or self._scope.holds(target)) and self._is_new(target):
             self._add([with_changes(link, url=target, via=chain, attempt=0)])
+        self._store.settle(link.url, REDIRECTED, "redirect", target)  # last: a kill in between must not lose the target
 
     def _leads_back(self, target: str, origin: str) -> bool:
         """Whether the known redirects lead from `target` to `origin`."""
@@ -378,63 +351,36 @@ class Crawler:
 
     # --- robots.txt and sitemaps ---
 
-    async def _get_robots(self, url: str) -> tuple[int, bytes]:
-        response = await self._get_aside(url, ROBOTS_BYTES)
-        return (response.status, response.body) if response is not None else (404, b"")
+    async def _rules(self, url: str) -> Rules:
+        """The robots.txt rules for `url`; its host is left in peace for a while after they had to be fetched."""
+        rules = self._robots.known(url)
+        if rules is None:
+            rules = await self._robots.rules(url)
+            delay = max(rules.delay, self.config.per_host_delay)
+            if delay:
+                self._frontier.hold(host_of(url), time.monotonic() + 2 * delay, delay)
+                await asyncio.sleep(delay)
+        return rules
 
-    async def _get_aside(self, url: str, head_bytes: int = 0) -> Response | None:
-        """A GET outside the frontier: up to five redirects, retries; None where the server has no such thing."""
-        attempt = 0
-        for _ in range(6):
-            while True:
-                try:
-                    response = await self._fetcher.get(url, head_bytes=head_bytes)
-                    break
-                except FetchError as error:
-                    if re.fullmatch(r"http_4(?!29)\d\d", error.kind):
-                        return None
-                    if not error.passing or attempt >= self.config.retries or error.retry_after > MAX_RETRY_AFTER:
-                        raise
-                    await asyncio.sleep(backoff(attempt, error.retry_after))
-                    attempt += 1
-            if not response.redirect:
-                return response
-            if response.location is None:
-                return None
-            url = response.location
-        return None
+    async def _get_robots(self, url: str) -> tuple[int, bytes]:
+        response = await self._fetcher.follow(url, self.config.retries, ROBOTS_BYTES)
+        return (response.status, response.body) if response is not None else (404, b"")
 
     async def _add_sitemaps(self) -> None:
         """Queue what the sitemaps of the seeds' hosts list."""
-        links: list[Link] = []
-        for origin in sorted({origin_of(url) for url in self._seeds}):
-            rules = await self._robots.rules(origin + "/")
-            waiting = [url for entry in rules.sitemaps if (url := resolve(origin + "/", entry)) is not None]
-            done: set[str] = set()
-            while waiting and len(done) < MAX_SITEMAPS:
-                sitemap = waiting.pop(0)
-                if sitemap in done:
-                    continue
-                done.add(sitemap)
-                for url in await self._sitemap(sitemap):
-                    if re.search(r"\.xml(\.gz)?$", url.partition("?")[0]):
-                        waiting.append(url)
-                    elif self._scope.holds(url) and not self._scope.too_deep(1) and self._is_new(url):
-                        links.append(Link(url, 1, sitemap))
-        self._add(links)
 
-    async def _sitemap(self, url: str) -> list[str]:
-        try:
-            response = await self._get_aside(url)
-            body = response.body if response is not None else b""
-            if body.startswith(b"\x1f\x8b"):
-                body = Decoder("gzip", 5 * self.config.max_bytes).decode(body)
-        except (FetchError, DataError) as error:
-            self._errors["sitemap"] += 1
-            _log.warning("sitemap left out: %s", error)
-            return []
-        found = (resolve(url, entities.unescape(entry.decode("utf-8", "replace"))) for entry in _LOC.findall(body))
-        return [target for target in found if target is not None]
+        async def get(sitemap: str) -> bytes:
+            response = await self._fetcher.follow(sitemap, self.config.retries)
+            await asyncio.sleep(delay)
+            return response.body if response is not None else b""
+
+        for origin in sorted({origin_of(url) for url in self._seeds}):
+            rules = await self._rules(origin + "/")
+            delay = max(rules.delay, self.config.per_host_delay)
+            sitemaps = (resolve(origin + "/", entry) for entry in rules.sitemaps)
+            async for sitemap, urls in listed(filter(None, sitemaps), get):
+                if not self._scope.too_deep(1):
+                    self._add([Link(url, 1, sitemap) for url in urls if self._scope.holds(url) and self._is_new(url)])
 
 
 def _canonical_seeds(seeds: Iterable[str]) -> list[str]:

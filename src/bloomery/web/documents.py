@@ -10,14 +10,15 @@ import pyarrow as pa
 
 from bloomery.core.errors import BloomeryError, DataError
 from bloomery.corpus.documents import from_texts, with_column
+from bloomery.corpus.readers import ARCHIVES, HTML
+from bloomery.corpus.readers import read_documents as read_corpus
 from bloomery.corpus.steps import DROP
-from bloomery.web.archive import SUFFIXES, ReadStats, iterate_pages
+from bloomery.web.archive import ReadStats, iterate_pages
 from bloomery.web.extract import Mode, extract
 from bloomery.web.fetch import HTML_TYPES
 from bloomery.web.page import Page
 
 TEXT_TYPES = (*HTML_TYPES, "text/plain", "")
-HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20  # of text; a batch ends early at this size
 
@@ -33,12 +34,10 @@ def read_documents(path: Path | str, extract: Mode = "main", batch_rows: int = B
     """
     path = Path(path)
     name = path.name.lower()
-    if not name.endswith((*SUFFIXES, *HTML_SUFFIXES)):
-        from bloomery.corpus import read_documents as read_corpus
-
+    if not name.endswith(ARCHIVES + HTML):
         yield from read_corpus(path)
         return
-    rows = iter([_file_row(path, extract)]) if name.endswith(HTML_SUFFIXES) else _rows(path, extract)
+    rows = iter([_file_row(path, extract)]) if name.endswith(HTML) else _rows(path, extract)
     while chunk := list(_up_to(rows, batch_rows)):
         texts, urls, metas, reasons = zip(*chunk, strict=True)
         yield with_column(from_texts(texts, urls=urls, metas=metas), DROP, pa.array(reasons, pa.string()))

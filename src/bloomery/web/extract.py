@@ -42,6 +42,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ANY_TAG = re.compile(r"<[^<>]*>")
 _WHITE = re.compile(r"\s+")
 _LANGUAGE = re.compile(r"<html\s[^<>]*?\blang\s*=\s*[\"']?([A-Za-z][A-Za-z0-9-]{1,20})", re.IGNORECASE)
+_HIGH_LISTS = "body > p + ul, body > * > p + ul, body > * > * > p + ul"
 _TOO_DEEP = " > ".join(["*"] * MAX_DEPTH)
 
 
@@ -147,9 +148,25 @@ def _text(html: str, tree: Any, mode: Mode) -> str:
     if tree.body is None:
         return ""
     plain = require("resiliparse.extract.html2text", "web").extract_plain_text
+    if mode == "main":
+        _lower_lists(tree)
     if mode == "full" or tree.document.query_selector(_TOO_DEEP) is not None:
         return str(plain(tree, main_content=False, noscript=True))
     return str(plain(tree, main_content=True, alt_texts=False, comments=False))
+
+
+def _lower_lists(tree: Any) -> None:
+    """Wrap the lists that follow a paragraph close to the body in elements without meaning.
+
+    Resiliparse takes every bullet list less than three elements below the body for the site's navigation. On pages of
+    simple markup that is where the text is, and a list that continues a paragraph is text.
+    """
+    for bullets in tree.document.query_selector_all(_HIGH_LISTS):
+        outer = inner = tree.create_element("div")
+        for _ in range(2):
+            inner = inner.append_child(tree.create_element("div"))
+        bullets.parent.insert_before(outer, bullets)
+        inner.append_child(bullets)
 
 
 def _refuse_hostile(html: str) -> None:

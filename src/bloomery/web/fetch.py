@@ -1,4 +1,4 @@
-"""One request, bounded in time and size and guarded in where it connects. Redirects are reported, not followed: the
+"""One request, bounded in time and size and guarded in where it connects. Redirects of pages are not followed: the
 crawler queues their target, so that every hop passes the same canonical form, robots, politeness and `seen` checks."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bloomery.web.urls import resolve
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 MAX_BACKOFF = 60.0  # seconds between retries that the crawler chooses itself
 MAX_RETRY_AFTER = 600.0  # seconds; a server asking for more is not waited for
+MAX_REDIRECTS = 5  # that `Fetcher.follow` follows, as RFC 9309 §2.3.1.2 asks for robots.txt
 _SNIFF = 1024  # bytes looked at to tell text from binary
 _BINARY = bytes([*range(0x00, 0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20)])  # WHATWG MIME sniffing §3
 _SIGNATURES = (b"%PDF-", b"\x89PNG", b"GIF8", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b\x08", b"\x7fELF", b"RIFF")
@@ -128,6 +130,31 @@ class Fetcher:
             check_text(response)
         return response
 
+    async def follow(self, url: str, retries: int, head_bytes: int = 0) -> Response | None:
+        """A GET for the crawl's own needs (robots.txt, sitemaps): up to five redirects and `retries` further tries.
+
+        None where the server has no such thing. Raises `FetchError`.
+        """
+        attempt = 0
+        for _ in range(1 + MAX_REDIRECTS):
+            while True:
+                try:
+                    response = await self.get(url, head_bytes=head_bytes)
+                    break
+                except FetchError as error:
+                    if re.fullmatch(r"http_4(?!29)\d\d", error.kind):
+                        return None
+                    if not error.passing or attempt >= retries or error.retry_after > MAX_RETRY_AFTER:
+                        raise
+                    await asyncio.sleep(backoff(attempt, error.retry_after))
+                    attempt += 1
+            if not response.redirect:
+                return response
+            if response.location is None:
+                return None
+            url = response.location
+        return None
+
 
 def backoff(attempt: int, retry_after: float = 0.0) -> float:
     """Seconds until the next try: 1, 2, 4, … with jitter, or what the server asked for if that is longer."""
@@ -192,13 +219,14 @@ async def _read(answer: Any, limit: int, cut: bool, url: str) -> bytes:
         decoder = Decoder(coding, limit)
         async for chunk in answer.content.iter_any():
             wire += len(chunk)
-            if wire > limit:
-                raise TooLargeError(f"more than {limit:,} bytes")
             chunks.append(decoder.decode(chunk))
+            if wire > limit:
+                raise TooLargeError(limit)
         decoder.finish()
     except TooLargeError as error:
         if not cut:
             raise FetchError("too_large", error.what, where=url) from error
+        chunks.append(error.part)
     except DataError as error:
         raise FetchError("broken_encoding", error.what, where=url) from error
     return b"".join(chunks)

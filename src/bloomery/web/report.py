@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloomery.core.errors import EmptyError, WebError
+from bloomery.web.store import EXCLUDED, QUEUED, REDIRECTED, STORED, Store
 
 _FIXES = {
     "robots": "the site does not want to be crawled; ask its owner",
@@ -30,6 +31,26 @@ class CrawlReport:
     examples: dict[str, list[str]]  # kind -> a few "url: what happened"
     seconds: float  # of all runs
     segments: list[str] = field(default_factory=list)  # WARC files, relative to the folder
+
+    @classmethod
+    def of(cls, store: Store, seeds: list[str], max_pages: int) -> CrawlReport:
+        """The report of the crawl in a store that has been stopped."""
+        totals, errors, excluded = store.totals(), store.failures(), store.failures(EXCLUDED)
+        pages, size = totals.get(STORED, (0, 0))
+        return cls(
+            folder=str(store.folder),
+            seeds=seeds,
+            finished="max_pages reached" if pages >= max_pages else "no links left",
+            pages=pages,
+            bytes=size,
+            queued=totals.get(QUEUED, (0, 0))[0],
+            redirects=totals.get(REDIRECTED, (0, 0))[0],
+            robots_excluded=excluded.get("robots", 0),
+            errors=errors,
+            examples={kind: store.examples(kind) for kind in (*errors, *excluded)},
+            seconds=round(float(store.meta("seconds", "0")), 3),
+            segments=[path.name for path in store.segments()],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""

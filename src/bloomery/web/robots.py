@@ -53,7 +53,7 @@ def parse(url: str, status: int, body: bytes, agent: str) -> Rules:
     """Rules from the answer to a request for the robots.txt at `url`."""
     if 200 <= status < 300:
         protego = require("protego", "web")
-        return Rules(protego.Protego.parse(body[:MAX_BYTES].decode("utf-8", "replace")), agent)
+        return Rules(protego.Protego.parse(body[:MAX_BYTES].decode("utf-8-sig", "replace")), agent)
     if 400 <= status < 500 and status != 429:  # 429 is "later", as 5xx is
         return Rules(None, agent)
     return Rules(None, agent, FetchError("robots_unreachable", f"robots.txt answered {status}", where=url))

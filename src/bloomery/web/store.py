@@ -63,7 +63,7 @@ class Store:
         self._touched: dict[str, int] = {}
         self._events: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self._pending = 0
+        self._submitted = self._written = 0  # bytes of bodies, each counted by one thread alone
         self._thread: threading.Thread | None = None
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +177,10 @@ class Store:
 
     # --- while the crawl runs, from the event loop ---
 
-    def page(self, link: Link, response: Response) -> None:
-        """Archive a page."""
-        self._pending += len(response.body)
-        self._events.put(("page", link, response, time.time()))
+    def page(self, link: Link, response: Response, children: list[Link]) -> None:
+        """Archive a page, and remember the links found on it in the same commit."""
+        self._submitted += len(response.body)
+        self._events.put(("page", link, response, children, time.time()))
 
     def links(self, links: list[Link]) -> None:
         """Remember links that wait to be fetched."""
@@ -193,7 +193,7 @@ class Store:
     @property
     def congested(self) -> bool:
         """Whether the disk is behind the network."""
-        return self._pending > MAX_PENDING_BYTES
+        return self._submitted - self._written > MAX_PENDING_BYTES
 
     def fail(self, error: BaseException) -> None:
         """Make `raise_error` raise this: something went wrong outside the thread."""
@@ -293,10 +293,11 @@ class Store:
             _, url, state, kind, detail = event
             self._database.execute(_UPDATE, (state, kind, detail, None, url))
         else:
-            _, link, response, when = event
+            _, link, response, children, when = event
             self._append(link, response, when)
+            self._insert(children)
             self._database.execute(_UPDATE, (STORED, None, None, len(response.body), link.url))
-            self._pending -= len(response.body)
+            self._written += len(response.body)
 
     def _append(self, link: Link, response: Response, when: float) -> None:
         metadata = {"hopsFromSeed": str(link.depth), "fetchTimeMs": str(round(1000 * response.seconds))}

@@ -35,9 +35,11 @@ def modules(names: tuple[str, ...]) -> Iterator[Module]:
 def _module(name: str, live: types.ModuleType) -> Module:
     module = Module(name, None, doc=clean(live.__doc__ or ""))
     for attribute in sorted(vars(live)):
-        value = vars(live)[attribute]
         if attribute.startswith("_"):
             continue
+        value = vars(live).get(
+            f"__{attribute}__", vars(live)[attribute]
+        )  # of `sys.excepthook` and the like: the original
         if isinstance(value, type):
             module.items[attribute] = _class(attribute, value)
         elif isinstance(value, types.BuiltinFunctionType):

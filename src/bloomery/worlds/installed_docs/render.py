@@ -94,7 +94,9 @@ def _frame(site: InstalledDocs, entry: Entry, title: str, body: str) -> str:
 <aside>{_sidebar(site, entry)}</aside>
 <main>
 {_breadcrumb(site, entry)}
+<article>
 {body}
+</article>
 {_pager(site, entry)}
 </main>
 </div>
