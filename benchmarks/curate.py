@@ -96,7 +96,7 @@ def compare(options: argparse.Namespace) -> None:
         f"{peer} with the {options.tokenizer} word tokenizer; JSON lines in, Parquet out; median of {options.rounds} "
         "rounds taken in turns, imports not timed."
     )
-    notes = ["The libraries define repetition differently, so the numbers of kept documents differ a little."]
+    notes = ["The libraries define repetition differently, so they do not keep the same documents: see the columns."]
     if options.json:
         content = {"title": "Curation", "setup": setup, "columns": columns, "rows": rows, "notes": notes}
         write_json(options.json, content)

@@ -68,9 +68,10 @@ def main() -> None:
         ours, peer = build(shape, options.device, getattr(torch, options.dtype))
         for batch in options.batch:
             results.append({"model": name, "batch": batch} | measure(ours, peer, batch, options))
-    show(results, options)
+    content = report(results, options)
+    show(content)
     if options.json:
-        write_json(options.json, {"settings": settings(options), "results": results})
+        write_json(options.json, content)
 
 
 def build(shape: dict[str, int], device: str, dtype: torch.dtype) -> tuple[Decoder, Any]:
@@ -134,35 +135,33 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
+def report(results: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The results as `run_all.py` wants them."""
     import transformers
 
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    rows = []
+    for r in results:
+        low, high = r["ratio_range"]
+        rows.append([
+            r["model"], str(r["batch"]), f"{r['ours_tokens_per_second']:,.0f}", f"{r['peer_tokens_per_second']:,.0f}",
+            f"{r['ratio']:.2f}x", f"{low:.2f}-{high:.2f}", f"{r['rows_equal']}/{r['batch']}",
+        ])  # fmt: skip
     return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
-        "dtype": options.dtype,
-        "new_tokens": options.new_tokens,
-        "prompt_tokens": PROMPT_TOKENS,
-        "rounds": options.rounds,
+        "title": "Greedy decoding",
+        "setup": "New tokens per second with a key/value cache, the same random weights on both sides, "
+        f"{PROMPT_TOKENS} prompt tokens and {options.new_tokens} new ones, {options.rounds} rounds in turns; "
+        f"{device}, {options.dtype}, torch {torch.__version__}, transformers {transformers.__version__}.",
+        "columns": ["width × depth", "batch", "ours", "transformers", "ratio", "range", "equal rows"],
+        "rows": rows,
+        "notes": [],
     }
 
 
-def show(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    title = f"Greedy decoding, new tokens/s ({options.device}, {options.dtype}, {torch.get_num_threads()} threads)"
-    table = Table("width × depth", "batch", "ours", "transformers", "ratio", "range", "equal", title=title)
-    for r in results:
-        low, high = r["ratio_range"]
-        table.add_row(
-            r["model"],
-            str(r["batch"]),
-            f"{r['ours_tokens_per_second']:,.0f}",
-            f"{r['peer_tokens_per_second']:,.0f}",
-            f"{r['ratio']:.2f}x",
-            f"{low:.2f}-{high:.2f}",
-            f"{r['rows_equal']}/{r['batch']}",
-        )
+def show(content: dict[str, Any]) -> None:
+    table = Table(*content["columns"], title=content["title"])
+    for row in content["rows"]:
+        table.add_row(*row)
     Console().print(table)
 
 
