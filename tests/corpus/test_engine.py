@@ -414,7 +414,7 @@ def test_long_names_leave_room_for_suffixes(tmp_path):
     assert run([ExactDedup()], path, tmp_path / "out", quiet=True).documents_out == 1
 
 
-def test_needs_are_estimated_before_the_run(tmp_path, caplog):
+def test_needs_are_estimated_and_said_before_the_run(tmp_path, caplog, monkeypatch):
     write_inputs(tmp_path / "in")
     (tmp_path / "in" / "x.parquet").write_bytes(b"damaged")
     pq.write_table(pa.table({"text": ["some text"] * 5_000}), tmp_path / "many.parquet")
@@ -423,4 +423,7 @@ def test_needs_are_estimated_before_the_run(tmp_path, caplog):
     assert plan([Length()], tmp_path / "in").disk_bytes == 0
     with caplog.at_level("INFO", logger="bloomery.corpus"):
         run([ExactDedup()], tmp_path / "in", tmp_path / "out")
+        assert caplog.text == ""  # too little to mention
+        monkeypatch.setattr("bloomery.corpus.engine.WORTH_SAYING", 1)
+        run([ExactDedup()], tmp_path / "in", tmp_path / "again")
     assert "GB of memory" in caplog.text

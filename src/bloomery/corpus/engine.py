@@ -34,6 +34,7 @@ from bloomery.corpus.steps import DROP, Barrier, Plan, Step
 from bloomery.corpus.unit import Reader
 
 ENGINES = ("inline", "processes")
+WORTH_SAYING = 100_000_000  # bytes of memory or disk that a run needs before it says so
 DOCUMENT_BYTES = 4_000  # of an average document, for estimates; of its page in an archive, some times more
 PACKED = (".gz", ".zst", ".lz4")
 
@@ -125,6 +126,8 @@ def _guess(file: Path) -> tuple[int, int]:
 
 
 def _announce(needs: Plan, files: Sequence[Path], workers: int) -> None:
+    if max(needs.ram_bytes, needs.disk_bytes) < WORTH_SAYING:
+        return
     ram, disk = needs.ram_bytes / 1e9, needs.disk_bytes / 1e9
     text = "%d files, %d workers; at most about %.2f GB of memory for one step, %.2f GB of disk beside the output"
     logger("corpus").info(text, len(files), workers, ram, disk)
