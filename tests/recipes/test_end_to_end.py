@@ -17,7 +17,8 @@ import yaml
 from bloomery import lab
 from bloomery.corpus import PackedTokens, chat, tokenizer
 
-STAGES = ["crawl", "curated", "raw", "packs", "pretrain/curated-0", "pretrain/raw-0", "tune/0", "model"]
+TRAINED = ["pretrain/curated-0", "pretrain/raw-0", "ablation/main_text", "ablation/filtered", "tune/0"]
+STAGES = ["crawl", "curated", "raw", "packs", *TRAINED, "model"]
 
 
 def read(path: Path) -> Any:
@@ -79,7 +80,7 @@ def test_the_claimed_losses_are_the_last_ones_measured(smoke: Path) -> None:
         assert all(earlier["tokens"] < later["tokens"] for earlier, later in pairwise(curve))
         assert curve[-1]["nats_per_byte"] == side["0"]
         assert curve[-1]["nats_per_byte"] < curve[0]["nats_per_byte"]  # it learns
-    assert {m["stage"] for m in metrics} == {"pretrain/curated-0", "pretrain/raw-0", "tune/0"}
+    assert {m["stage"] for m in metrics} == set(TRAINED)
 
 
 def test_both_arms_train_on_equally_many_tokens(smoke: Path) -> None:
@@ -89,6 +90,16 @@ def test_both_arms_train_on_equally_many_tokens(smoke: Path) -> None:
         for arm in ("curated", "raw")
     ]
     assert ends[0] == ends[1] == 8192  # 8,000 tokens in whole steps
+
+
+def test_the_ablation_goes_from_raw_to_curated(smoke: Path) -> None:
+    content, claim = read(smoke / "content.json"), read(smoke / "claims.json")["claims"][0]
+    (table,) = [item for item in content if item["name"] == "which steps help"]
+    values = [row[1] for row in table["rows"]]
+    assert (values[0], values[-1]) == (f"{claim['baseline']['0']:.3f}", f"{claim['ours']['0']:.3f}")
+    trained_on = {name: PackedTokens(smoke / "ablation" / name / "pack") for name in ("main_text", "filtered")}
+    raw, curated = (PackedTokens(smoke / "packs" / arm) for arm in ("raw", "curated"))
+    assert raw.n_bytes > trained_on["main_text"].n_bytes > trained_on["filtered"].n_bytes > curated.n_bytes
 
 
 def test_the_configuration_starts_the_same_run(smoke: Path) -> None:

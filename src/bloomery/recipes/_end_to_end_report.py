@@ -49,6 +49,22 @@ def show_training(run: Run, losses: Mapping[str, Mapping[int, float]]) -> None:
     run.figure("final_loss", figure, "At the end of training, by seed.")
 
 
+def show_ablation(run: Run, losses: Mapping[str, float]) -> None:
+    """What each part of curation contributes: one seed, so differences of a few hundredths mean little."""
+    parts = {
+        "raw": "everything visible on every page",
+        "main_text": "main text of every page: no navigation, headers and footers",
+        "filtered": "and language, length, symbol and repetition filters, duplicates removed",
+        "curated": "and the best part by the quality score",
+    }
+    rows, before = [], None
+    for name, loss in losses.items():
+        rows.append([parts[name], f"{loss:.3f}", None if before is None else f"{loss - before:+.3f}"])
+        before = loss
+    columns = ["corpus", "held-out nats per byte", "change"]
+    run.table("which steps help", columns, rows, "The same training on each stage of curation (first seed only).")
+
+
 def show_model(run: Run, result: Mapping[str, Any], folder: Path) -> None:
     """What the final model says."""
     caption = "Text the final model continues (temperature 0.7, repetition penalty 1.3)."

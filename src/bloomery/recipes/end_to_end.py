@@ -19,25 +19,23 @@ from urllib.parse import urlsplit
 
 from bloomery.core.errors import BloomeryError, ConfigError
 from bloomery.core.files import read_json, write_json
-from bloomery.core.seeds import generator, rng
+from bloomery.core.seeds import generator
 from bloomery.lab import Claim, Recipe, Run, recipe
-from bloomery.recipes._end_to_end_report import show_corpora, show_crawl, show_model, show_training
+from bloomery.recipes._end_to_end_report import show_ablation, show_corpora, show_crawl, show_model, show_training
 from bloomery.recipes._inputs import Inputs, take, texts_of, usual_port, write_truth
+from bloomery.recipes._questions import CHOICES, answers, choice_accuracy, fitting, lessons
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from bloomery.corpus import PackedExamples
     from bloomery.models import DecoderConfig
     from bloomery.train import TrainConfig
 
 ARMS = ("curated", "raw")
+BETWEEN = ("main_text", "filtered")  # corpora on the way from raw to curated: which part of curation helps?
 SCORER_TEXTS = 2_000  # texts of either kind that the quality classifier learns from
 TOKENIZER_CHARS = 3_000_000  # text of either corpus that the tokenizer learns from
 HELD_OUT_CHARS = 200_000
 SEGMENT_BYTES = 1 << 20  # small WARC files, so that curation has several to share among its processes
 TEST_QUESTIONS = 400
-CHOICES = 4
 PROMPTS = ("Return the", "Raised when", "This module provides", "The number of")
 
 
@@ -113,7 +111,7 @@ class EndToEnd(Recipe):
         for trial in range(self.trials):
             for arm in ARMS:
                 stage = run.stage(f"pretrain/{arm}-{trial}")
-                losses[arm][trial] = stage(self.pretrain, run, arm, trial, packs.folder, stage.folder)
+                losses[arm][trial] = stage(self.pretrain, run, packs.folder / arm, trial, packs.folder, stage.folder)
         show_training(run, losses)
         yield Claim(
             statement=f"At equal training tokens, curated text beats the raw crawl on held-out {inputs.held_out_name}",
@@ -126,6 +124,12 @@ class EndToEnd(Recipe):
             names=ARMS,
             note=f"{self.tokens:,} training tokens each; {inputs.note}",
         )
+        between: dict[str, float] = {}
+        for name in BETWEEN:
+            stage = run.stage(f"ablation/{name}")
+            between[name] = stage(self.ablate, run, inputs, name, packs.folder, stage.folder)
+        show_ablation(run, {"raw": losses["raw"][0], **between, "curated": losses["curated"][0]})
+
         final = run.folder / "pretrain" / "curated-0" / "model"
         if inputs.embedded:
             before: dict[int, float] = {}
@@ -189,21 +193,20 @@ class EndToEnd(Recipe):
         """Main text only, then language, heuristics, duplicates, quality score: the order of DCLM-Baseline."""
         from bloomery import corpus
 
-        steps: list[Any] = [
-            inputs.split(self.seed),
-            corpus.Language(),
-            corpus.Length(),
-            corpus.Symbols(),
-            corpus.Repetition(),
-            corpus.ExactDedup(),
-            corpus.NearDedup(),
-        ]
+        steps = [inputs.split(self.seed), *self.filters()]
         if positives := inputs.good_texts(SCORER_TEXTS):
             negatives = inputs.page_texts(SCORER_TEXTS, self.seed)
             scorer = corpus.LinearScorer.train(positives, negatives, seed=self.seed)
             scorer.save(scorer_folder)
             steps += [corpus.Score(scorer), corpus.Select(f"score_{scorer.name}", fraction=self.keep)]
         return survival(steps, inputs, "main", folder, quiet)
+
+    def filters(self) -> list[Any]:
+        """Curation without the quality score."""
+        from bloomery import corpus
+
+        local = [corpus.Language(), corpus.Length(), corpus.Symbols(), corpus.Repetition()]
+        return [*local, corpus.ExactDedup(), corpus.NearDedup()]
 
     def keep_all(self, inputs: Inputs, folder: Path, quiet: bool) -> dict[str, Any]:
         """The baseline: every page, all of its visible text, nothing dropped."""
@@ -260,15 +263,15 @@ class EndToEnd(Recipe):
             seed=self.seed + trial,
         )
 
-    def pretrain(self, run: Run, arm: str, trial: int, packs: Path, folder: Path) -> float:
-        """Train on one corpus; both corpora get the same initial weights, schedule and number of tokens."""
+    def pretrain(self, run: Run, data: Path, trial: int, packs: Path, folder: Path) -> float:
+        """Train on the pack `data`; all corpora get the same initial weights, schedule and number of tokens."""
         from bloomery.core.devices import pick_device
         from bloomery.corpus import PackedTokens, tokenizer
         from bloomery.models import Decoder, save_pretrained
         from bloomery.train import held_out, next_token, train
 
         trained = tokenizer.load(packs / "tokenizer")
-        data, test = (PackedTokens(packs / name, trained) for name in (arm, "held_out"))
+        source, test = PackedTokens(data, trained), PackedTokens(packs / "held_out", trained)
         model = Decoder(self.decoder_config(trained.get_vocab_size()), generator(self.seed, "init", trial))
         model.to(pick_device())
 
@@ -277,9 +280,19 @@ class EndToEnd(Recipe):
             return held_out(model, test, seq_len=self.seq_len).values() | {"tokens": seen}
 
         config = self.train_config(self.tokens, self.lr, trial)
-        result = train(model, next_token, data, config, out=folder, evaluate=evaluate, log=run.log, quiet=run.quiet)
+        result = train(model, next_token, source, config, out=folder, evaluate=evaluate, log=run.log, quiet=run.quiet)
         save_pretrained(model, folder / "model", tokenizer=trained)
         return result.evaluation["nats_per_byte"]
+
+    def ablate(self, run: Run, inputs: Inputs, name: str, packs: Path, folder: Path) -> float:
+        """Loss of a model trained on main text alone, or filtered too but not scored."""
+        from bloomery.corpus import pack, tokenizer
+
+        steps = [inputs.split(self.seed), *(self.filters() if name == "filtered" else [])]
+        survival(steps, inputs, "main", folder / "documents", run.quiet)
+        texts = texts_of(folder / "documents", "train")
+        pack(texts, tokenizer.load(packs / "tokenizer"), folder / "pack", quiet=run.quiet)
+        return self.pretrain(run, folder / "pack", 0, packs, folder)
 
     def tune(self, run: Run, inputs: Inputs, trial: int, base: Path, folder: Path) -> tuple[float, float]:
         """Learn to answer questions about training modules; loss of answers about held-out ones, before and after."""
@@ -289,13 +302,13 @@ class EndToEnd(Recipe):
         from bloomery.train import held_out, next_token, train
 
         trained, model = tokenizer.load(base), load_pretrained(base, device=pick_device())
-        test = inputs.questions("validation")[:TEST_QUESTIONS]
-        before = held_out(model, examples(trained, test, chat=False), seq_len=self.seq_len).nats_per_byte
-        data = examples(trained, inputs.questions("train"), chat=True)
+        test = fitting(trained, inputs.questions("validation"), self.seq_len, TEST_QUESTIONS)
+        before = held_out(model, answers(trained, test, chat=False), seq_len=self.seq_len).nats_per_byte
+        data = lessons(trained, inputs.questions("train"))
         config = self.train_config(self.tuning_tokens, self.lr / 3, trial)
         train(model, next_token, data, config, out=folder, log=run.log, quiet=run.quiet)
         save_pretrained(model, folder / "model", tokenizer=trained)
-        after = held_out(model, examples(trained, test, chat=True), seq_len=self.seq_len).nats_per_byte
+        after = held_out(model, answers(trained, test, chat=True), seq_len=self.seq_len).nats_per_byte
         return before, after
 
     def export(self, inputs: Inputs, source: Path, folder: Path) -> dict[str, Any]:
@@ -333,38 +346,3 @@ def survival(
     from bloomery.corpus.engine import run as curate
 
     return curate(steps, inputs.files, folder, read=inputs.reader(extract), engine="processes", quiet=quiet).to_dict()
-
-
-def examples(tokenizer: Tokenizer, questions: Sequence[Mapping[str, str]], *, chat: bool) -> PackedExamples:
-    """Questions with answers, as chat turns or as two plain paragraphs; the answers' own tokens carry the loss."""
-    from bloomery.corpus import PackedExamples
-    from bloomery.corpus import chat as turns
-
-    pairs = []
-    for q in questions:
-        if chat:
-            ids, mask = turns.encode(
-                tokenizer,
-                [{"role": "user", "content": q["question"]}, {"role": "assistant", "content": q["answer"]}],
-            )
-        else:
-            before, answer = (tokenizer.encode(text).ids for text in (q["question"] + "\n\n", q["answer"]))
-            ids, mask = before + answer, [0] * len(before) + [1] * len(answer)
-        pairs.append((ids, mask))
-    return PackedExamples(pairs, n_bytes=sum(len(q["answer"].encode()) for q in questions))
-
-
-def choice_accuracy(model: Any, tokenizer: Tokenizer, questions: Sequence[Mapping[str, str]], seed: int) -> float:
-    """Share of questions whose own answer is likelier (per byte) than three answers to other questions."""
-    from bloomery.corpus import chat
-    from bloomery.generate import choice_logprobs
-
-    right = 0
-    for i, q in enumerate(questions):
-        others = rng(seed, "choices", i).choice(len(questions) - 1, CHOICES - 1, replace=False)
-        answers = [q["answer"], *(questions[j + (j >= i)]["answer"] for j in others)]
-        prompt = chat.render([{"role": "user", "content": q["question"]}], add_generation_prompt=True)
-        scores = choice_logprobs(model, tokenizer, prompt, answers)
-        per_byte = [score / len(answer.encode()) for score, answer in zip(scores, answers, strict=True)]
-        right += per_byte[0] == max(per_byte)
-    return right / len(questions)
