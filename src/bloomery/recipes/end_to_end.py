@@ -71,7 +71,7 @@ class EndToEnd(Recipe):
     """Tokens in the vocabulary."""
     depth: int = 3
     """The one dial of the model: number of layers; the width is 64 times as much."""
-    tokens: int = 600_000
+    tokens: int = 500_000
     """Training tokens of each pretraining run."""
     tuning_tokens: int = 150_000
     """Training tokens of instruction tuning (embedded web only: other input has no questions)."""
