@@ -8,7 +8,7 @@ nothing has to be saved to resume, and workers need no coordination.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,15 @@ def pack(
     split: str | None = None,
     bos_token: str | None = BOS,
     eos_token: str = EOS,
+    encode: Callable[[Tokenizer, list[str]], list[np.ndarray]] = encode_batch,
     quiet: bool = False,
 ) -> PackedTokens:
     """Tokenise documents into the pack `folder`, which appears whole at the end (an older one is replaced).
 
     `documents` are texts, or paths of corpus files or folders (anything `corpus.read_documents` reads); with paths,
     `split` keeps only the documents whose `split` column says so. Memory is bounded by a batch of `BATCH_CHARS`
-    characters or by the longest document. Blank documents are left out and counted.
+    characters or by the longest document. Blank documents are left out and counted. `encode` makes token ids of texts;
+    `fim.encode_batch` is for documents that a step has rearranged.
     """
     begin = [] if bos_token is None else [_token_id(tokenizer, bos_token)]
     end = [_token_id(tokenizer, eos_token)]
@@ -55,7 +57,7 @@ def pack(
         Progress("tokenize", unit="documents", quiet=quiet) as progress,
     ):
         for texts, blank in _batches(_texts(documents, split)):
-            encoded = [np.concatenate([begin, ids, end]) for ids in encode_batch(tokenizer, texts)]
+            encoded = [np.concatenate([begin, ids, end]) for ids in encode(tokenizer, texts)]
             lengths = np.array([len(ids) for ids in encoded], np.int64)
             starts.append(counts["n_tokens"] + np.cumsum(lengths) - lengths)
             for ids in encoded:
