@@ -72,7 +72,7 @@ def test_an_epoch_predicts_no_token_twice(packed: PackedTokens, seq_len: int, se
 
 
 def test_windows_of_an_epoch_tile_the_pack(packed: PackedTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_tokens", np.arange(packed.n_tokens))  # every token names its position
+    monkeypatch.setattr(packed, "tokens", np.arange(packed.n_tokens))  # every token names its position
     seq_len, shifts = 16, set()
     for epoch in range(4):
         count = packed.n_windows(seq_len)

@@ -21,7 +21,8 @@ _HOME = {
     "selection": ("Select",),
     "mixture": ("Mixture",),
     "split": ("Split", "split_of"),
-    "packing": ("PackedTokens", "pack"),
+    "packing": ("PackedTokens", "TokenWindows", "pack"),
+    "bytes_stream": ("ByteStream",),
     "examples": ("PackedExamples",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

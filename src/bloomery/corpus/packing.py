@@ -89,29 +89,18 @@ def pack(
     return PackedTokens(folder)
 
 
-class PackedTokens:
-    """A pack, opened for reading. With `tokenizer`, refuses a pack that was made with another one."""
+class TokenWindows:
+    """Documents end to end, read as windows: the memory-mapped pack and the in-memory stream of bytes are both this.
 
-    def __init__(self, folder: Path | str, tokenizer: Tokenizer | None = None) -> None:
-        self.folder = Path(folder)
-        about = _about(self.folder / "pack.json")
-        self.n_tokens: int = about["n_tokens"]
-        self.n_documents: int = about["n_documents"]
-        self.n_bytes: int = about["n_bytes"]  # UTF-8 bytes of all its text
-        self.vocab_size: int = about["vocab_size"]
-        self.tokenizer_digest: str = about["tokenizer"]
-        if tokenizer is not None and digest(tokenizer) != self.tokenizer_digest:
-            raise DataError(
-                "this pack was made with another tokenizer", where=self.folder, fix="pack the documents again"
-            )
-        self.boundaries = _boundaries(self.folder / "boundaries.npy", self.n_documents, self.n_tokens)
-        self._tokens = _map_tokens(self.folder / "tokens.bin", np.dtype(about["dtype"]), self.n_tokens)
+    `tokens` (n,) of any integer dtype, `boundaries` (documents,) int64 the first token of each; `name` for errors.
+    """
+
+    def __init__(self, tokens: np.ndarray, boundaries: np.ndarray, n_bytes: int, name: object) -> None:
+        self.tokens, self.boundaries, self.n_bytes, self.name = tokens, boundaries, n_bytes, name
+        self.n_tokens, self.n_documents = len(tokens), len(boundaries)
 
     def __len__(self) -> int:
         return self.n_tokens
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a worker process maps the file again instead of receiving the tokens
-        return (PackedTokens, (self.folder,))
 
     @property
     def bytes_per_token(self) -> float:
@@ -126,7 +115,7 @@ class PackedTokens:
         if count < 1:
             raise DataError(
                 f"the pack has {self.n_tokens} tokens, a window needs {seq_len + 1}",
-                where=self.folder,
+                where=self.name,
                 fix="use a shorter seq_len or more text",
             )
         return count
@@ -156,18 +145,38 @@ class PackedTokens:
         Every token but the very first is a target exactly once. Fields as in `rows`, without the row axis.
         """
         if self.n_tokens < 2:
-            raise DataError("the pack has no token to predict", where=self.folder)
+            raise DataError("the pack has no token to predict", where=self.name)
         for start in range(0, self.n_tokens - 1, seq_len):
             yield self._at(np.arange(start, min(start + seq_len + 1, self.n_tokens)))
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document, begin and end token included, int64."""
         stop = self.boundaries[number + 1] if number + 1 < self.n_documents else self.n_tokens
-        return self._tokens[self.boundaries[number] : stop].astype(np.int64)
+        return self.tokens[self.boundaries[number] : stop].astype(np.int64)
 
     def _at(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         documents = np.searchsorted(self.boundaries, positions, side="right") - 1
-        return {"tokens": self._tokens[positions].astype(np.int64), "documents": documents.astype(np.int64)}
+        return {"tokens": self.tokens[positions].astype(np.int64), "documents": documents.astype(np.int64)}
+
+
+class PackedTokens(TokenWindows):
+    """A pack, opened for reading. With `tokenizer`, refuses a pack that was made with another one."""
+
+    def __init__(self, folder: Path | str, tokenizer: Tokenizer | None = None) -> None:
+        self.folder = Path(folder)
+        about = _about(self.folder / "pack.json")
+        self.vocab_size: int = about["vocab_size"]
+        self.tokenizer_digest: str = about["tokenizer"]
+        if tokenizer is not None and digest(tokenizer) != self.tokenizer_digest:
+            raise DataError(
+                "this pack was made with another tokenizer", where=self.folder, fix="pack the documents again"
+            )
+        boundaries = _boundaries(self.folder / "boundaries.npy", about["n_documents"], about["n_tokens"])
+        tokens = _map_tokens(self.folder / "tokens.bin", np.dtype(about["dtype"]), about["n_tokens"])
+        super().__init__(tokens, boundaries, about["n_bytes"], self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker process maps the file again instead of receiving the tokens
+        return (PackedTokens, (self.folder,))
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bloomery.models.decoder import Block, Decoder, DecoderConfig, Output
+from bloomery.models.config import DecoderConfig, MLAConfig, MoEConfig
+from bloomery.models.decoder import Block, Decoder, Output
+from bloomery.models.looped import LoopedDecoder
+from bloomery.models.loops import Loop, LoopedConfig, LowRank, Thinking, inner_thinking, ringformer
 from bloomery.models.pretrained import (
     convert_pretrained,
     load_config,
@@ -16,11 +19,20 @@ __all__ = [
     "Block",
     "Decoder",
     "DecoderConfig",
+    "Loop",
+    "LoopedConfig",
+    "LoopedDecoder",
+    "LowRank",
+    "MLAConfig",
+    "MoEConfig",
     "Output",
+    "Thinking",
     "convert_pretrained",
+    "inner_thinking",
     "load_config",
     "load_pretrained",
     "preset",
     "presets",
+    "ringformer",
     "save_pretrained",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,32 +15,36 @@ class CacheShape(Protocol):
     """What a cache must know of a model's configuration."""
 
     @property
-    def n_layers(self) -> int: ...  # noqa: D102
+    def cache_slots(self) -> int: ...  # noqa: D102
     @property
-    def n_kv_heads(self) -> int: ...  # noqa: D102
+    def cache_widths(self) -> tuple[tuple[int, int], ...]: ...  # noqa: D102
     @property
-    def head_dim(self) -> int: ...  # noqa: D102
+    def max_positions(self) -> int: ...  # noqa: D102
 
 
 class KVSlot:
-    """The keys and values of one layer, each (batch, kv_heads, max_len, head_dim), of which `length` are written."""
+    """What one execution of an attention layer remembers, of which `length` positions are written.
 
-    __slots__ = ("keys", "length", "values")
+    `tensors` are (batch, heads, max_len, width) each: keys and values, or the one latent of multi-head latent
+    attention. Keys are stored rotated, so a row may be moved along the axis of positions by copying.
+    """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.length = keys, values, 0
+    __slots__ = ("length", "tensors")
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (batch, kv_heads, new, head_dim) behind the rest; return everything written, as views."""
-        end = self.length + k.shape[2]
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors, self.length = tensors, 0
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Write tensors (batch, heads, new, width) behind the rest; return everything written, as views."""
+        end = self.length + new[0].shape[2]
+        for held, tensor in zip(self.tensors, new, strict=True):
+            held[:, :, self.length : end] = tensor
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return tuple(held[:, :, :end] for held in self.tensors)
 
 
 class KVCache:
-    """One slot per layer. `length` counts the positions written, left padding included.
+    """One slot per execution of an attention layer. `length` counts the positions written, left padding included.
 
     `start` (batch,) int64, or None when no row is padded, is the number of padding slots at the left of each row;
     the model sets it at the first call (`padding=`).
@@ -53,13 +58,30 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        shape = (batch, config.n_kv_heads, max_len, config.head_dim)
         self.slots = [
-            KVSlot(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.n_layers)
+            KVSlot(
+                tuple(
+                    torch.zeros(batch, heads, max_len, width, dtype=dtype, device=device)
+                    for heads, width in config.cache_widths
+                )
+            )
+            for _ in range(config.cache_slots)
         ]
         self.max_len = max_len
         self.start: Tensor | None = None
+
+    @classmethod
+    def over(cls, memory: Sequence[tuple[Tensor, ...]], length: int, start: Tensor | None = None) -> KVCache:
+        """A cache in existing memory, one tuple of tensors per slot, of which `length` positions are written.
+
+        The tensors may be views: what the model appends is then written to what they view.
+        """
+        cache = cls.__new__(cls)
+        cache.slots = [KVSlot(tensors) for tensors in memory]
+        for slot in cache.slots:
+            slot.length = length
+        cache.max_len, cache.start = memory[0][0].shape[2], start
+        return cache
 
     @property
     def length(self) -> int:
@@ -69,12 +91,12 @@ class KVCache:
     @property
     def batch(self) -> int:
         """Rows."""
-        return self.slots[0].keys.shape[0]
+        return self.slots[0].tensors[0].shape[0]
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return sum(slot.keys.nbytes + slot.values.nbytes for slot in self.slots)
+        return sum(tensor.nbytes for slot in self.slots for tensor in slot.tensors)
 
     def require_room(self, new: int) -> None:
         """Raise unless `new` more positions fit."""
@@ -96,6 +118,6 @@ class KVCache:
     def keep(self, rows: Tensor) -> None:
         """Keep the rows with these indices, in this order; a row may be dropped, moved or repeated."""
         for slot in self.slots:
-            slot.keys, slot.values = slot.keys[rows], slot.values[rows]
+            slot.tensors = tuple(tensor[rows] for tensor in slot.tensors)
         if self.start is not None:
             self.start = self.start[rows]

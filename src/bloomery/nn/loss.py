@@ -22,13 +22,15 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     reduction: Literal["mean", "sum"] = "mean",
+    z_loss: float = 0.0,
     chunk: int | None = None,
 ) -> Tensor:
     """Cross-entropy of the logits `hidden @ weight.T`, which never exist all at once.
 
     hidden (..., dim), weight (vocab, dim), targets (...) int64 where -100 carries no loss. Returns a float32 scalar
     (float64 for float64 input): the sum in nats, or the mean over the targets that count (nan when none does, as
-    `F.cross_entropy`). `chunk` is the number of positions whose logits are alive together.
+    `F.cross_entropy`). `z_loss` adds that much of logsumexp(logits)² to each position's loss, which keeps the softmax's
+    normaliser near 1 (arXiv:2204.02311 §5). `chunk` is the number of positions whose logits are alive together.
 
     Both gradients are computed during the forward pass, chunk by chunk, while the logits are at hand, so backward
     only scales them; gradients of gradients are not defined. Under autocast the products run in autocast's dtype, and
@@ -44,7 +46,7 @@ def linear_cross_entropy(
         chunk = CPU_CHUNK if hidden.device.type == "cpu" else max(CPU_CHUNK, GPU_CHUNK_BYTES // (4 * len(weight)))
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     with torch.autocast(hidden.device.type, enabled=False):
-        total = _summed_cross_entropy(hidden, weight, targets, chunk, differentiate)
+        total = _summed_cross_entropy(hidden, weight, targets, z_loss, chunk, differentiate)
     return total if reduction == "sum" else total / (targets != IGNORE).sum()
 
 
@@ -52,7 +54,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the losses; forward also leaves d(sum)/d(hidden) and d(sum)/d(weight)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, differentiate: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int, differentiate: bool
+    ) -> Tensor:
         accurate = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=accurate)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2] if differentiate else (False, False)
@@ -62,12 +66,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h, target = hidden[begin : begin + chunk], targets[begin : begin + chunk, None]
             counted = target != IGNORE  # (chunk, 1)
             target = target.clamp_min(0)
-            log_p = F.log_softmax(matmul_t(h, weight).to(accurate), dim=-1)  # (chunk, vocab)
+            logits = matmul_t(h, weight).to(accurate)  # (chunk, vocab)
+            log_z = logits.logsumexp(-1, keepdim=True) if z_loss else None  # (chunk, 1)
+            log_p = F.log_softmax(logits, dim=-1)
             total -= (log_p.gather(1, target) * counted).sum()
+            if log_z is not None:
+                total += z_loss * (log_z.square() * counted).sum()
             if not differentiate:
                 continue
-            # d loss / d logits = softmax - one-hot of the target, zero where nothing is counted
-            grad = log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
+            # d loss / d logits = softmax · (1 + 2 z_loss log_z) - one-hot of the target, zero where nothing is counted
+            grad = log_p.exp_()
+            if log_z is not None:
+                grad *= 1 + 2 * z_loss * log_z
+            grad.scatter_add_(1, target, grad.new_full((1, 1), -1.0).expand_as(target))
             grad = grad.mul_(counted).to(h.dtype)
             if grad_hidden is not None:
                 grad_hidden[begin : begin + chunk] = matmul_t(grad, weight.t())
@@ -85,6 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,

@@ -1,10 +1,14 @@
-"""Normalisation of the residual stream."""
+"""Normalisation of the residual stream, and of queries and keys."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+NormKind = Literal["rms", "ln1p"]
 
 
 class RMSNorm(nn.Module):
@@ -26,3 +30,28 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class LayerNorm1p(nn.Module):
+    """Layer norm whose stored scale is the distance from one (Nemotron-4, arXiv:2402.16819): (1 + weight) · x̂ + bias.
+
+    x̂ has mean 0 and variance 1. A fresh norm has weight 0 and bias 0, so that weight decay would pull towards the
+    identity. `transformers` initialises the weight to 1, a gain of 2; only the meaning of a stored weight is shared.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return F.layer_norm(x, self.weight.shape, 1 + self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def make_norm(kind: NormKind, dim: int, eps: float) -> nn.Module:
+    """The norm of that kind."""
+    return RMSNorm(dim, eps) if kind == "rms" else LayerNorm1p(dim, eps)

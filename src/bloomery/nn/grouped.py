@@ -1,0 +1,71 @@
+"""Products of groups of rows with a matrix of their own each: the inside of a mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bloomery.nn.linear import matmul_t
+
+
+def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Each group of rows times its own matrix: (rows, in) and (groups, out, in) give (rows, out).
+
+    The first counts[0] rows belong to group 0, the next counts[1] to group 1, and so on; `counts` is (groups,) int64
+    and a group may be empty. Every matrix gets a gradient, zero where its group is empty. On CUDA this is PyTorch's
+    grouped matrix product; on a CPU, one product per group over contiguous slices.
+    """
+    if torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, weight = rows.to(dtype), weight.to(dtype)
+    if rows.device.type == "cuda":
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+    return _differentiable_grouped(rows, weight, counts.tolist())
+
+
+def _slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """The groups that are not empty, and where their rows lie."""
+    begin = 0
+    for group, count in enumerate(counts):
+        if count:
+            yield group, slice(begin, begin + count)
+        begin += count
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+        out = rows.new_empty(len(rows), weight.shape[1])
+        for group, place in _slices(counts):
+            out[place] = matmul_t(rows[place], weight[group])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        rows, weight, ctx.counts = inputs
+        ctx.save_for_backward(rows, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        need_rows, need_weight, _ = ctx.needs_input_grad
+        grad_rows = torch.empty_like(rows) if need_rows else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        if grad_weight is not None:
+            for group, count in enumerate(ctx.counts):
+                if not count:
+                    grad_weight[group].zero_()
+        for group, place in _slices(ctx.counts):
+            if grad_rows is not None:
+                grad_rows[place] = matmul_t(grad[place], weight[group].t())
+            if grad_weight is not None:
+                grad_weight[group] = matmul_t(grad[place].t(), rows[place].t())
+        return grad_rows, grad_weight, None
+
+
+_differentiable_grouped: Callable[..., Tensor] = _GroupedLinear.apply
