@@ -109,12 +109,16 @@ class Words:
         return np.flatnonzero(begins)
 
     def contains_alphabetic(self) -> np.ndarray:
-        """Whether each word has an alphabetic character (`str.isalpha`): bool (W,)."""
+        """Whether each word has an alphabetic character: bool (W,)."""
+        return self.count(self.alphabetic()) > 0
+
+    def alphabetic(self) -> np.ndarray:
+        """Whether an alphabetic character (`str.isalpha`) begins at each byte: bool (B + 8,)."""
         mask = _between(self.data | 0x20, "a", "z")
         if not self.is_ascii:
             lead = np.flatnonzero(self.data >= 0xC2)
             mask[lead] = _alphabetic_table()[_code_points(self.data, lead)]
-        return self.count(mask) > 0
+        return mask
 
 
 def blocks(texts: pa.StringArray, lower: bool = False) -> Iterator[Words]:
