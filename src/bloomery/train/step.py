@@ -20,7 +20,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bloomery.core.errors import BloomeryError, ConfigError
+from bloomery.train.config import TrainConfig
+from bloomery.train.guard import Guard
 from bloomery.train.ranks import Ranks
+
+PATIENCE = 100  # steps skipped in a row before training is given up
 
 Batch = Mapping[str, Any]  # tensors, arrays or lists whose first axis is the batch
 Objective = Callable[[Any, Batch, torch.Generator], tuple[torch.Tensor, Mapping[str, Any]]]
@@ -77,12 +81,19 @@ def accumulate(
 
 
 def normalise_and_clip(
-    model: nn.Module, sums: Mapping[str, torch.Tensor], clip: float, step: int, ranks: Ranks
+    model: nn.Module,
+    sums: Mapping[str, torch.Tensor],
+    clip: float,
+    step: int,
+    ranks: Ranks,
+    *,
+    must_be_finite: bool = True,
 ) -> dict[str, float]:
     """Turn summed gradients into those of the mean over all targets, clip their norm to `clip` (0: do not).
 
     Returns means over all targets, `grad_norm` (before clipping) and `targets`. This is the one place of a step where
-    the host waits for the device. A loss or gradient that is not finite is a `TrainError`, before any weight changes.
+    the host waits for the device. A loss or gradient that is not finite is a `TrainError`, before any weight changes,
+    unless the caller looks at the values itself (`must_be_finite=False`, then `admits`).
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm_of_sum = torch.nn.utils.get_total_norm(grads).double()
@@ -94,10 +105,22 @@ def normalise_and_clip(
         raise TrainError(f"step {step}: the batch has no targets", fix="check loss masks and document lengths")
     scale = ranks.world / weight  # DistributedDataParallel has divided by the number of ranks
     norm *= scale
-    if not math.isfinite(values["loss"]) or not math.isfinite(norm):
+    if must_be_finite and not (math.isfinite(values["loss"]) and math.isfinite(norm)):
         raise _not_finite(model, step, values["loss"] / weight)
     torch._foreach_mul_(grads, scale * min(1.0, clip / (norm + 1e-6)) if clip else scale)
     return {name: value / weight for name, value in values.items()} | {"grad_norm": norm, "targets": weight}
+
+
+def admits(guard: Guard, values: Mapping[str, float], config: TrainConfig, step: int) -> bool:
+    """Whether the guard lets the step with these values be taken; `PATIENCE` refusals in a row are a `TrainError`."""
+    norm = values["grad_norm"] if math.isfinite(values["loss"]) else math.nan
+    if guard.admits(norm, limit=config.skip_norm, multiple=config.skip_multiple):
+        return True
+    if guard.in_a_row >= PATIENCE:
+        what = f"step {step}: {PATIENCE} steps in a row were skipped; the last had loss {values['loss']:.4g}"
+        what += f" and gradient norm {values['grad_norm']:.4g}, where norms had a running mean of {guard.mean:.4g}"
+        raise TrainError(what, fix="raise skip_norm or skip_multiple, or lower lr and resume from a checkpoint")
+    return False
 
 
 def _exchange(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
