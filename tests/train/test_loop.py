@@ -96,7 +96,7 @@ def test_phases_switch_data_batch_size_and_rate(run: Callable[..., Any], affine:
     )
     web = [("web", 0, 4, 8, 5), ("web", 1, 4, 8, 5), ("web", 2, 4, 8, 5)]
     books = [("books", i, 2, 8, 5) for i in range(4)]
-    assert asked == [*web, *books, ("web", 2, 8, 8, 5)]  # 12 windows were read: the next whole batch of 8 is number 2
+    assert asked == [*web, *books, ("web", 3, 4, 8, 5), ("web", 4, 4, 8, 5)]  # rows 12 … 19, in batches of 4
     assert seen == [32, 64, 96, 112, 128, 144, 160, 224]
 
 
