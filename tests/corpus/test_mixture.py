@@ -75,6 +75,24 @@ def test_seeds_differ_and_mixtures_nest() -> None:
     assert (two().assign(np.arange(100), 0)[0] != two().assign(np.arange(100), 1)[0]).any()
 
 
+@given(st.lists(st.sampled_from([1, 7, 1000, BLOCK - 1, BLOCK, BLOCK + 5]), min_size=2, max_size=3), st.integers(0, 2))
+def test_a_mixture_goes_on_where_another_one_stopped(lengths: list[int], seed: int) -> None:
+    """Blends follow each other on the same sources: every row of each source is read once, in order."""
+    sources = {"a": Counting(), "b": Counting(10**9)}
+    starts: dict[str, int] = {}
+    read: dict[int, list[int]] = {0: [], 1: []}
+    for length, share in zip(lengths, (0.9, 0.6, 0.2), strict=False):
+        mixture = Mixture(sources, {"a": share, "b": 1 - share}, starts)
+        rows = mixture.rows(np.arange(length), 1, seed)
+        for index, offset in enumerate((0, 10**9)):
+            read[index] += (rows["tokens"][rows["source"] == index, 0] - offset).tolist()
+        starts = mixture.given(length, seed)
+    assert read == {0: list(range(starts["a"])), 1: list(range(starts["b"]))}
+    assert sum(starts.values()) == sum(lengths)
+    paused = Mixture({"a": Counting()}, {"a": 1}, starts)
+    assert paused.given(5, seed) == {"a": starts["a"] + 5, "b": starts["b"]}
+
+
 def test_weights_round_trip(tmp_path: Path) -> None:
     mixture = two()
     mixture.save(tmp_path / "weights.json")
@@ -97,6 +115,8 @@ def test_bad_mixtures() -> None:
         Mixture({"code": Counting(), "web": Counting()}, {"web": 1})
     with pytest.raises(ConfigError, match="without weights"):
         Mixture({}, {})
+    with pytest.raises(ConfigError, match=r"starts\.a = -1"):
+        Mixture({"a": Counting()}, {"a": 1}, {"a": -1})
     with pytest.raises(ConfigError, match="least share"):
         two(1, 1e-9)
     with pytest.raises(DataError, match="'b' gives"):

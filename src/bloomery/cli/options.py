@@ -36,7 +36,11 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, default: T | None = N
                 args=list(argv),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 description=about or _docstring(cls),
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+                config=(
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                    tyro.conf.AvoidSubcommands,  # an optional group that is set keeps its fields as options
+                ),
             )
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -30,9 +30,15 @@ class Source(Protocol):
 
 
 class Mixture:
-    """Named sources mixed by weight. Weights need not sum to one; `weights` gives them normalised."""
+    """Named sources mixed by weight. Weights need not sum to one; `weights` gives them normalised.
 
-    def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float]) -> None:
+    `starts` are rows of each source to pass over. A second mixture of the same sources goes on where the first one
+    stopped after `rows` rows with `starts=first.given(rows, seed)`: no row of any source is read in both.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source], weights: Mapping[str, float], starts: Mapping[str, int] | None = None
+    ) -> None:
         self.weights = normalize(weights)
         self.sources = {name: sources[name] for name in self.weights if name in sources}
         missing = self.weights.keys() - sources.keys()
@@ -42,6 +48,10 @@ class Mixture:
         unused = sources.keys() - self.weights.keys()
         if unused:
             raise ConfigError(f"no weight for the source {min(unused)!r}", fix="leave the source out or weight it")
+        self.starts = dict.fromkeys(self.weights, 0) | dict(starts or {})  # also of sources that pause in this blend
+        for name, start in self.starts.items():
+            if start < 0:
+                raise ConfigError(f"starts.{name} = {start}", fix="rows to pass over, 0 or more")
         self._counts = _block_counts(tuple(self.weights.items()))
 
     def batch(self, step: int, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:
@@ -56,7 +66,7 @@ class Mixture:
             mine = np.flatnonzero(source == index)
             if not len(mine):
                 continue
-            part = data.rows(rank[mine], seq_len, derive(seed, "mixture", name))
+            part = data.rows(self.starts[name] + rank[mine], seq_len, derive(seed, "mixture", name))
             part.pop("source", None)  # of a mixture inside this one
             if fields and fields.keys() != part.keys():
                 raise DataError(f"source {name!r} gives {sorted(part)}, the others {sorted(fields)}")
@@ -74,6 +84,15 @@ class Mixture:
             source[mine] = dealt[inside[mine]]
             rank[mine] = ranks[inside[mine]] + block * np.array(self._counts)[source[mine]]
         return source, rank
+
+    def given(self, rows: int, seed: int) -> dict[str, int]:
+        """How many rows of each source have been passed over or given once the first `rows` rows are read."""
+        blocks, rest = divmod(rows, BLOCK)
+        dealt = np.bincount(_deal(self._counts, seed, blocks)[0][:rest], minlength=len(self._counts))
+        whole = blocks * np.array(self._counts)
+        return self.starts | {
+            name: self.starts[name] + int(n) for name, n in zip(self.sources, dealt + whole, strict=True)
+        }
 
     def save(self, path: Path | str) -> None:
         """Write the weights as JSON; `load_weights` reads them back."""
