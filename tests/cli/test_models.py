@@ -159,6 +159,21 @@ def test_generate_prints_prompts_with_their_continuation(workshop, bloomery, ok,
     assert ok("generate", model, "--max-new-tokens", 5)[0]["text"] == completions[0]["text"]
 
 
+def test_a_draft_changes_the_speed_only(workshop, bloomery, ok, refused):
+    from bloomery.corpus import tokenizer
+
+    model = workshop / "out" / "model"
+    plain, drafted = (ok("generate", model, "The function", "--max-new-tokens", 9, *draft)[0]
+                      for draft in ((), ("--draft", model)))  # fmt: skip
+    assert drafted == {**plain, "logprobs": pytest.approx(plain["logprobs"], abs=1e-5), "acceptance": 1.0}
+    assert plain["acceptance"] is None
+    assert "100%" in bloomery("generate", model, "The function", "--draft", model)[2]
+    shutil.copytree(model, "other")
+    tokenizer.save(tokenizer.train(TEXTS[::-1][:50] + ["other words"] * 50, 300), Path("words"))
+    shutil.copy("words/tokenizer.json", "other/tokenizer.json")
+    assert "another vocabulary" in refused("generate", model, "x", "--draft", "other")
+
+
 def test_generate_is_repeatable_by_seed(workshop, ok):
     def text(seed):
         options = ("--temperature", 2, "--seed", seed, "--max-new-tokens", 12)

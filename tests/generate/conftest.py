@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bloomery.models.config import MLAConfig, MoEConfig
 from bloomery.models.decoder import Decoder, DecoderConfig
 
 TEXT = """The model reads tokens and writes tokens. A token is a piece of text: a word, a part of a word, or a byte.
@@ -84,3 +87,21 @@ def say(tokenizer: Tokenizer):  # type: ignore[no-untyped-def]
         return Scripted(config, script)
 
     return make
+
+
+ARCHITECTURES = {
+    "mla": {
+        "mla": MLAConfig(q_rank=None, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=6),
+        "head_dim": 12,
+        "n_kv_heads": 4,
+    },
+    "moe": {"moe": MoEConfig(n_experts=6, top_k=2, expert_dim=16, shared_dim=16, first_dense=1)},
+    "capped": {"softcap": 5.0, "post_norm": True, "qk_norm": "post_rope", "head_norm": "hidden", "rope_dim": 4},
+}
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def any_model(request: pytest.FixtureRequest, model: Decoder) -> Decoder:
+    """Decoders whose caches, feed-forward layers and heads differ from the plain one's."""
+    config = dataclasses.replace(model.config, **ARCHITECTURES[request.param])
+    return Decoder(config, torch.Generator().manual_seed(8)).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -173,8 +174,30 @@ def test_logits_that_are_not_finite_name_prompt_and_step(model, tokenizer, value
     assert done.tokens[1] not in {9, done.tokens[0]}
     with torch.no_grad():
         broken.embed.weight[done.tokens[1]] = value  # met as the input of step 2
-    with pytest.raises(BloomeryError, match=r"not finite at new token 2 of prompt 0.*checkpoint"):
+    with pytest.raises(BloomeryError, match=r"not finite at new token 2 of prompt 0.*is embed .*checkpoint"):
         generate(broken, tokenizer, [[9]], max_new_tokens=4, eos=[], temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "path", ["blocks.0.norm1", "blocks.1.attn.qkv", "blocks.1.ffn.gate_up", "blocks.1.ffn.down", "norm", "head"]
+)
+def test_the_layer_where_it_begins_is_named(model, tokenizer, path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_submodule(path).weight.view(-1)[-1] = float("nan")
+    with pytest.raises(BloomeryError, match=rf"first layer whose output is not finite is {re.escape(path)} "):
+        generate(broken, tokenizer, [[9]])
+    assert not any(module._forward_hooks for module in broken.modules())
+
+
+def test_padding_does_not_meet_the_embedding_of_a_token_that_no_prompt_holds(model, tokenizer):
+    broken, prompts = copy.deepcopy(model), [[9], [11, 12, 13]]
+    expected = generate(model, tokenizer, prompts, max_new_tokens=5, eos=[])
+    assert not any(0 in c.tokens for c in expected)
+    with torch.no_grad():
+        broken.embed.weight[0] = float("nan")
+    done = generate(broken, tokenizer, prompts, max_new_tokens=5, eos=[])
+    assert [c.tokens for c in done] == [c.tokens for c in expected]
 
 
 def test_the_model_keeps_its_mode_and_can_be_trained_afterwards(tokenizer, model):

@@ -66,6 +66,8 @@ class Options:
     """One or more prompts."""
     sampling: Annotated[Sampling, FLAT] = field(default_factory=Sampling)
     where: Annotated[Where, FLAT] = field(default_factory=Where)
+    draft: Path | None = None
+    """Folder of a smaller model with the same tokenizer: speculative decoding, for speed at one prompt at a time."""
     json: bool = False
     """Machine-readable output, with tokens and log-probabilities."""
 
@@ -79,12 +81,16 @@ def main(argv: Sequence[str]) -> int:
     model, tokenizer = load(options.model, options.where)
     from bloomery.generate import generate
 
-    completions = generate(model, tokenizer, prompts, **dataclasses.asdict(options.sampling))
+    draft = None if options.draft is None else load_draft(options.draft, options.where, tokenizer)
+    completions = generate(model, tokenizer, prompts, draft=draft, **dataclasses.asdict(options.sampling))
     if options.json:
         print_json([{"prompt": p, **dataclasses.asdict(c)} for p, c in zip(prompts, completions, strict=True)])
         return 0
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         print(("\n" if i else "") + prompt + completion.text)
+    if draft is not None:
+        rates = ", ".join(f"{completion.acceptance:.0%}" for completion in completions)
+        print(f"kept of the draft's tokens: {rates}", file=sys.stderr)
     return 0
 
 
@@ -97,3 +103,15 @@ def load(folder: Path, where: Where) -> tuple[Decoder, Tokenizer]:
     device = pick_device(where.device)
     model = load_pretrained(folder, dtype=pick_dtype(where.dtype, device), device=device)
     return model, tokenizer.load(folder)
+
+
+def load_draft(folder: Path, where: Where, tokenizer: Tokenizer) -> Decoder:
+    """The model that drafts for another one; both must have the same vocabulary."""
+    draft, words = load(folder, where)
+    if words.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            "the draft model's tokenizer has another vocabulary than the model's",
+            where=folder,
+            fix="speculative decoding needs two models with one and the same tokenizer",
+        )
+    return draft

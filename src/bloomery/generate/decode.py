@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
-from bloomery.core.errors import BloomeryError, ConfigError
-from bloomery.generate.prompts import encode_prompts, end_token_ids
+from bloomery.core.errors import ConfigError
+from bloomery.generate.rows import Reason, Row, make_rows, not_finite, pack, seen_tokens
 from bloomery.generate.sampling import SamplingParams, Uniforms, sample
-from bloomery.generate.text import TextBuilder
+from bloomery.generate.speculative import Drafter
 from bloomery.models.decoder import Decoder
 from bloomery.nn import KVCache, PackedWeights
 
-Reason = Literal["eos", "stop", "length"]
 PACK_FROM = 32  # new tokens from which copying the weights into a faster layout is earned back
 
 
@@ -33,12 +30,14 @@ class Completion:
     `tokens` are all tokens the model produced, the end token and those of a stop string included; `text` is what they
     say before either. `logprobs` are the model's own log-probabilities of these tokens (nats, before temperature,
     penalty and truncation). `reason` is why it ended: an end token, a stop string, or no room for more tokens.
+    `acceptance` is the share of a draft model's tokens that the model took over, None without a draft.
     """
 
     text: str
     tokens: list[int]
     logprobs: list[float]
     reason: Reason
+    acceptance: float | None = None
 
 
 def generate(
@@ -56,6 +55,8 @@ def generate(
     seed: int = 0,
     eos: Sequence[int] | None = None,
     batch_size: int = 32,
+    draft: Decoder | None = None,
+    draft_tokens: int = 4,
 ) -> list[Completion]:
     """Continue every prompt; greedy unless a temperature is given. Completions come in the order of the prompts.
 
@@ -63,7 +64,12 @@ def generate(
     on (seed, i) only. Generation of a row ends at a token of `eos` (default: the tokenizer's known end tokens), at a
     string of `stop`, after `max_new_tokens`, or when the model's positions are used up.
 
-    Raises ConfigError for options out of range and prompts that leave no room, BloomeryError for logits not finite.
+    With a smaller model of the same vocabulary as `draft`, decoding is speculative: the draft proposes `draft_tokens`
+    tokens at a time and the model checks them in one pass (`bloomery.generate.speculative`). Greedy tokens stay what
+    they are, sampled ones follow the same distribution (with other random numbers). Prompts then run one by one.
+
+    Raises ConfigError for options out of range, prompts that leave no room and a draft of another vocabulary,
+    BloomeryError for logits not finite (naming the first layer where that begins).
     """
     params = SamplingParams(
         temperature=temperature,
@@ -75,13 +81,21 @@ def generate(
     )
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}", fix="it must be at least 1")
-    rows = _make_rows(model, tokenizer, prompts, max_new_tokens, stop, eos)
+    drafter = None if draft is None else Drafter(model, draft, draft_tokens)
+    rows = make_rows(model, tokenizer, prompts, max_new_tokens, stop, eos)
     packed = _pack(model, rows)
+    if drafter is not None:
+        done = []
+        for row in rows:
+            for _ in drafter.decode(packed, row, params):
+                pass
+            done.append(_completion(row, drafter.acceptance))
+        return done
     by_length = sorted(rows, key=lambda row: -len(row.prompt))  # similar lengths waste little on padding
     for begin in range(0, len(rows), batch_size):
-        for _ in _decode(model, packed, by_length[begin : begin + batch_size], params):
+        for _ in decode_rows(model, packed, by_length[begin : begin + batch_size], params):
             pass
-    return [row.completion() for row in rows]
+    return [_completion(row) for row in rows]
 
 
 def stream(
@@ -98,6 +112,8 @@ def stream(
     stop: Sequence[str] = (),
     seed: int = 0,
     eos: Sequence[int] | None = None,
+    draft: Decoder | None = None,
+    draft_tokens: int = 4,
 ) -> Iterator[str]:
     """Continue one prompt and yield its text in pieces, as early as they are certain.
 
@@ -112,81 +128,35 @@ def stream(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    (row,) = _make_rows(model, tokenizer, [prompt], max_new_tokens, stop, eos)
-    steps = _decode(model, _pack(model, [row]), [row], params)
-    return (piece for _ in steps if (piece := row.text.take()))
+    drafter = None if draft is None else Drafter(model, draft, draft_tokens)
+    (row,) = make_rows(model, tokenizer, [prompt], max_new_tokens, stop, eos)
+    packed = _pack(model, [row])
+    steps = decode_rows(model, packed, [row], params) if drafter is None else drafter.decode(packed, row, params)
+    return (piece for _ in steps if (piece := row.builder.take()))
 
 
-@dataclass
-class _Row:
-    """One prompt on its way."""
-
-    index: int
-    prompt: list[int]
-    limit: int  # most tokens it may produce
-    end_tokens: frozenset[int]
-    text: TextBuilder
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    reason: Reason | None = None
-
-    def push(self, token: int, logprob: float) -> None:
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if token in self.end_tokens:
-            self.reason = "eos"
-        elif self.text.push(token):
-            self.reason = "stop"
-        elif len(self.tokens) == self.limit:
-            self.reason = "length"
-        if self.reason and self.text.close():
-            self.reason = "stop"
-
-    def completion(self) -> Completion:
-        assert self.reason is not None
-        return Completion(self.text.text, self.tokens, self.logprobs, self.reason)
+def _completion(row: Row, acceptance: float | None = None) -> Completion:
+    assert row.reason is not None
+    return Completion(row.text, row.tokens, row.logprobs, row.reason, acceptance)
 
 
-def _make_rows(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str | list[int]],
-    max_new_tokens: int,
-    stop: Sequence[str],
-    eos: Sequence[int] | None,
-) -> list[_Row]:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="it must be at least 1")
-    if isinstance(stop, str) or not all(stop):
-        raise ConfigError(f"stop is {stop!r}", fix="give a list of strings, none of them empty")
-    if isinstance(prompts, str):
-        raise ConfigError("prompts is one string", fix="give a list of prompts: [prompt]")
-    end_tokens = frozenset(end_token_ids(tokenizer) if eos is None else eos)
-    room = model.config.max_positions
-    return [
-        _Row(i, prompt, min(max_new_tokens, room - len(prompt)), end_tokens, TextBuilder(tokenizer, stop))
-        for i, prompt in enumerate(encode_prompts(model.config, tokenizer, prompts))
-    ]
-
-
-def _pack(model: Decoder, rows: list[_Row]) -> PackedWeights:
-    """The model's weight matrices as decoding wants them, none of them when too few tokens are asked for."""
-    if max((row.limit for row in rows), default=0) < PACK_FROM:
-        return PackedWeights(())
-    matrices = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
-    return PackedWeights(matrices | {model.head_weight})
+def _pack(model: Decoder, rows: list[Row]) -> PackedWeights:
+    """The packed weights, or none of them when too few tokens are asked for."""
+    worth = max((row.limit for row in rows), default=0) >= PACK_FROM
+    return pack(model) if worth else PackedWeights(())
 
 
 @torch.inference_mode()
-def _decode(model: Decoder, packed: PackedWeights, rows: list[_Row], params: SamplingParams) -> Iterator[None]:
+def decode_rows(model: Decoder, packed: PackedWeights, rows: list[Row], params: SamplingParams) -> Iterator[None]:
     """Give every unfinished row one more token per iteration, until all have a reason to end."""
     device, dtype = model.head_weight.device, model.head_weight.dtype
     longest = max(len(row.prompt) for row in rows)
     padding = torch.tensor([longest - len(row.prompt) for row in rows], device=device)  # (batch,)
-    inputs = torch.tensor([[0] * (longest - len(row.prompt)) + row.prompt for row in rows], device=device)
+    # Padding repeats the row's own first token: a broken embedding of a token that no prompt holds must not be met.
+    inputs = torch.tensor([row.prompt[:1] * (longest - len(row.prompt)) + row.prompt for row in rows], device=device)
     cache = KVCache(model.config, len(rows), longest + max(row.limit for row in rows) - 1, dtype, device)
     uniforms = Uniforms(params.seed, [row.index for row in rows]) if params.temperature > 0 else None
-    seen = _seen_tokens(rows, model.config.vocab_size, device) if params.repetition_penalty != 1.0 else None
+    seen = seen_tokens(rows, model.config.vocab_size, device) if params.repetition_penalty != 1.0 else None
     was_training = model.training
     model.eval()
     try:
@@ -201,7 +171,7 @@ def _decode(model: Decoder, packed: PackedWeights, rows: list[_Row], params: Sam
             for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
                 if row.reason is None:
                     if not math.isfinite(logprob):
-                        raise _not_finite(row)
+                        raise not_finite(model, row)
                     row.push(token, logprob)
             yield
 
@@ -220,18 +190,3 @@ def _decode(model: Decoder, packed: PackedWeights, rows: list[_Row], params: Sam
             inputs = tokens[:, None]
     finally:
         model.train(was_training)
-
-
-def _seen_tokens(rows: list[_Row], vocab_size: int, device: torch.device) -> Tensor:
-    """Which tokens occur in each row's prompt: (batch, vocab) bool."""
-    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
-    for i, row in enumerate(rows):
-        seen[i, row.prompt] = True
-    return seen
-
-
-def _not_finite(row: _Row) -> BloomeryError:
-    return BloomeryError(
-        f"the model's logits are not finite at new token {len(row.tokens)} of prompt {row.index}",
-        fix="its weights hold NaN or infinity, or overflow in this dtype: check the checkpoint, or try float32",
-    )

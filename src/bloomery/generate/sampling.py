@@ -52,12 +52,20 @@ def sample(
     `uniforms` (batch,) float64 in [0, 1) is needed unless greedy, `seen` (batch, vocab) bool (tokens of the prompt and
     of the text so far) when there is a repetition penalty.
     """
+    logits = adjust(logits, params, seen)
+    if params.temperature == 0.0:
+        return logits.argmax(-1)
+    assert uniforms is not None, "sampling needs one uniform number per row"
+    return draw(logits, uniforms)
+
+
+def adjust(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+    """Logits (batch, vocab) of what `sample` draws from: penalised and, unless greedy, tempered and truncated."""
     if params.repetition_penalty != 1.0:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalise_repetition(logits, seen, params.repetition_penalty)
     if params.temperature == 0.0:
-        return logits.argmax(-1)
-    assert uniforms is not None, "sampling needs one uniform number per row"
+        return logits
     # A tiny temperature must not lead to inf - inf or 0 / 0; below the floor the draw is the likeliest token anyway.
     logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)
     if params.top_k:
@@ -66,7 +74,7 @@ def sample(
         logits = keep_top_p(logits, params.top_p)
     if params.min_p > 0.0:
         logits = keep_min_p(logits, params.min_p)
-    return draw(logits, uniforms)
+    return logits
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
