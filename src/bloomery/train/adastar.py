@@ -18,7 +18,7 @@ packed weights of several experts are one block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class Adastar(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         counts = [int(step) for step in steps]  # on the CPU: nothing waits
 
-        squares = torch._foreach_mul(grads, grads)
+        squares = list(torch._foreach_mul(grads, grads))
         torch._foreach_add_(squares, rule.eps_square)
         averages = _average(states, "square_ema", squares, rule.gradient_square_ema_decay)
         del squares  # as large as the model
@@ -149,7 +149,7 @@ def clip_block_rms_(tensors: list[Tensor], threshold: float) -> None:
     torch._foreach_div_(tensors, list(excess.clamp_(min=1).unbind()))
 
 
-def _average(states: list[dict[str, Tensor]], key: str, values: Sequence[Tensor], decay: float) -> list[Tensor]:
+def _average(states: list[dict[str, Tensor]], key: str, values: list[Tensor], decay: float) -> list[Tensor]:
     """The running averages under `key`, after `values` have entered them."""
     averages = [state[key] for state in states]
     torch._foreach_lerp_(averages, values, 1 - decay)
