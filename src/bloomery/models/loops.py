@@ -95,6 +95,11 @@ class LoopedConfig:
         return self.decoder.max_positions
 
     @property
+    def z_loss(self) -> float:
+        """Weight of the squared log-normaliser in the language-model loss."""
+        return self.decoder.z_loss
+
+    @property
     def executions(self) -> int:
         """How often a block is run in one forward pass."""
         return sum(loop.blocks * loop.times for loop in self.loops)
