@@ -96,7 +96,7 @@ def test_rope_tables_follow_the_module_and_stay_float32() -> None:
         nowhere = Rope(8, 10_000.0, 4)
     moved = nowhere.to(torch.bfloat16).to_empty(device="cpu")
     tables = moved._tables
-    for mine, theirs in zip(moved(slice(0, 4), 4, CPU), here(slice(0, 4), 4, CPU), strict=True):
+    for mine, theirs in zip(moved(slice(0, 4), 4, CPU)[:2], here(slice(0, 4), 4, CPU)[:2], strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, theirs)
     assert moved._tables is tables  # nothing was built by the call

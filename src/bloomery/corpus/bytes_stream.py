@@ -9,9 +9,7 @@ import numpy as np
 from bloomery.core.errors import EmptyError
 from bloomery.corpus.packing import TokenWindows
 
-EDGE = (
-    256  # stands before and after every document: the first byte has something to be predicted from, the end is learned
-)
+EDGE = 256  # before and after every document, so that its first byte has a context and its end is learned
 VOCAB_SIZE = 257
 
 

@@ -194,7 +194,8 @@ class Decoder(nn.Module):
     ) -> Output:
         """Run tokens (batch, seq) int64, or embeds (batch, seq, dim), through the blocks.
 
-        `embeds` stand for rows of the embedding table; `embed_scale` multiplies them too. `mask` defaults to causal. With a `cache` the input continues what the cache holds and is added to it.
+        `embeds` stand for rows of the embedding table; `embed_scale` multiplies them too. `mask` defaults to causal.
+        With a `cache` the input continues what the cache holds and is added to it.
         `padding` (batch,) int64 counts the left-padding slots of each row (with a cache: given at the first call,
         remembered by it); positions, (batch, seq) int64, count from the first real token unless given.
         """
@@ -218,7 +219,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(vocab, dim): what turns hidden states into logits; the embedding itself when tied, normalised if asked for."""
+        """(vocab, dim): what turns hidden states into logits; the embedding when tied, normalised if asked for."""
         if self.head is None:
             return self.embed.weight
         return normalised_head(self.head.weight, self.config.head_norm)

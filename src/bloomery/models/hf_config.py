@@ -1,4 +1,7 @@
-"""Reading and writing the `config.json` of a Hugging Face folder, in the spellings of transformers 4.x and 5.x."""
+"""Reading and writing the `config.json` of a Hugging Face folder, in the spellings of transformers 4.x and 5.x.
+
+`read_sizes` and `write_sizes` are what the families have in common; each adds its own fields.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from bloomery.core.errors import ConfigError, nearest
-from bloomery.nn import LinearScaling, Llama3Scaling, RopeScaling
+from bloomery.models.config import DecoderConfig
+from bloomery.nn import Activation, LinearScaling, Llama3Scaling, NTKScaling, RopeScaling, YarnScaling
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+}  # fmt: skip
+PUBLISHED_ACTIVATION = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 
 T = TypeVar("T")
 
@@ -38,6 +48,16 @@ class Fields:
             return default
         return self._typed(name, type(default))
 
+    def either(self, names: tuple[str, ...], default: T | None, kind: type[T]) -> T:
+        """The value of a field that is known under several names. Two of them that differ are a ConfigError."""
+        given = {name: self._typed(name, kind) for name in names if self.data.get(name) is not None}
+        if len(set(given.values())) > 1:
+            said = " and ".join(f"{name}={value!r}" for name, value in given.items())
+            raise ConfigError(f"{said} contradict each other", where=self.where, fix="they mean the same: keep one")
+        if given:
+            return next(iter(given.values()))
+        return self.need(names[0], kind) if default is None else default
+
     def require(self, name: str, accepted: Any, why: str) -> None:
         """Raise unless the field is absent, null or `accepted`."""
         if self.data.get(name) not in (None, accepted):
@@ -58,12 +78,70 @@ class Fields:
         return value
 
 
+def read_sizes(
+    fields: Fields,
+    *,
+    max_positions: int,
+    eps: tuple[str, ...] = ("rms_norm_eps",),
+    default_eps: float = 1e-6,
+    ffn: str = "intermediate_size",
+    activation: str = "silu",
+) -> DecoderConfig:
+    """The fields that most families share. The other arguments are the family's spellings and defaults."""
+    act = fields.get("hidden_act", activation)
+    if act not in ACTIVATIONS:
+        raise ConfigError(
+            f"hidden_act={act!r} is not supported", where=fields.where, fix=f"known: {sorted(ACTIVATIONS)}"
+        )
+    fields.require("quantization_config", None, "load the unquantised checkpoint")
+    dim, n_heads = fields.need("hidden_size", int), fields.need("num_attention_heads", int)
+    if fields.data.get("head_dim") is None and dim % max(n_heads, 1):
+        raise ConfigError(
+            f"hidden_size={dim} is not a multiple of num_attention_heads={n_heads}",
+            where=fields.where,
+            fix="correct one of them or give head_dim",
+        )
+    theta, scaling = read_rope(fields)
+    return DecoderConfig(
+        vocab_size=fields.need("vocab_size", int),
+        dim=dim,
+        n_layers=fields.need("num_hidden_layers", int),
+        n_heads=n_heads,
+        n_kv_heads=fields.get("num_key_value_heads", n_heads),
+        head_dim=fields.get("head_dim", dim // max(n_heads, 1)),
+        ffn_dim=fields.need(ffn, int),
+        max_positions=fields.get("max_position_embeddings", max_positions),
+        norm_eps=fields.either(eps, default_eps, float),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        activation=ACTIVATIONS[act],
+        tie_embeddings=fields.get("tie_word_embeddings", False),
+        init_std=fields.get("initializer_range", 0.02),
+    )
+
+
+def write_sizes(config: DecoderConfig) -> dict[str, Any]:
+    """The inverse of `read_sizes`."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": PUBLISHED_ACTIVATION[config.activation],
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        **write_rope(config),
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+    }
+
+
 def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """Base and scaling: `rope_theta` + `rope_scaling` (4.x) or `rope_parameters` (5.x)."""
-    old, new = fields.data.get("rope_scaling"), fields.data.get("rope_parameters")
-    if old and new and old != new:
-        raise ConfigError(f"rope_scaling={old} and rope_parameters={new} contradict each other", where=fields.where)
-    rope = Fields(new or old or {}, f"{fields.where}: {'rope_parameters' if new else 'rope_scaling'}")
+    rope = rope_fields(fields)
     theta = fields.get("rope_theta", 10_000.0)
     if rope.get("rope_theta", theta) != theta and "rope_theta" in fields.data:
         raise ConfigError(f"rope_theta is {theta} here and {rope.data['rope_theta']} there", where=rope.where)
@@ -73,6 +151,8 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
         return theta, None
     if kind == "linear":
         return theta, LinearScaling(factor=rope.need("factor", float))
+    if kind == "ntk":
+        return theta, NTKScaling(factor=rope.need("factor", float))
     if kind == "llama3":
         return theta, Llama3Scaling(
             factor=rope.need("factor", float),
@@ -80,13 +160,38 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
             high_freq_factor=rope.need("high_freq_factor", float),
             original_max_positions=rope.need("original_max_position_embeddings", int),
         )
-    raise ConfigError(f"rope type {kind!r} is not supported", where=rope.where, fix="known: default, linear, llama3")
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings", fields.get("max_position_embeddings", 2048))
+        return theta, YarnScaling(
+            factor=rope.need("factor", float),
+            original_max_positions=original,
+            beta_fast=rope.get("beta_fast", 32.0),
+            beta_slow=rope.get("beta_slow", 1.0),
+            mscale=rope.get("mscale", 0.0) or None,
+            mscale_all_dim=rope.get("mscale_all_dim", 0.0) or None,
+            attention_factor=rope.get("attention_factor", 0.0) or None,
+            truncate=rope.get("truncate", True),
+        )
+    raise ConfigError(
+        f"rope type {kind!r} is not supported", where=rope.where, fix="known: default, linear, ntk, llama3, yarn"
+    )
 
 
-def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The 4.x spelling, which every reader since understands."""
+def rope_fields(fields: Fields) -> Fields:
+    """The mapping about rotary embedding, under either of its names; empty when there is none."""
+    old, new = fields.data.get("rope_scaling"), fields.data.get("rope_parameters")
+    if old and new and old != new:
+        raise ConfigError(f"rope_scaling={old} and rope_parameters={new} contradict each other", where=fields.where)
+    return Fields(new or old or {}, f"{fields.where}: {'rope_parameters' if new else 'rope_scaling'}")
+
+
+def write_rope(config: DecoderConfig) -> dict[str, Any]:
+    """The 4.x spelling, which every reader since understands; NTK scaling becomes the larger base that it is."""
+    scaling, theta = config.rope_scaling, config.rope_theta
     written: dict[str, Any] | None = None
-    if isinstance(scaling, LinearScaling):
+    if isinstance(scaling, NTKScaling):
+        theta *= scaling.factor ** (config.rotary_dim / (config.rotary_dim - 2))
+    elif isinstance(scaling, LinearScaling):
         written = {"rope_type": "linear", "factor": scaling.factor}
     elif isinstance(scaling, Llama3Scaling):
         written = {
@@ -96,4 +201,15 @@ def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }
+    elif isinstance(scaling, YarnScaling):
+        written = {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "truncate": scaling.truncate,
+        }
+        optional = {name: getattr(scaling, name) for name in ("mscale", "mscale_all_dim", "attention_factor")}
+        written |= {name: value for name, value in optional.items() if value is not None}
     return {"rope_theta": theta, "rope_scaling": written}

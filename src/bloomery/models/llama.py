@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from bloomery.core.errors import ConfigError
-from bloomery.models.decoder import Block, Decoder, DecoderConfig
-from bloomery.models.hf_config import Fields, read_rope, write_rope
+from bloomery.models.config import DecoderConfig
+from bloomery.models.hf_config import Fields, read_sizes, write_sizes
+from bloomery.models.keys import Keys
 from bloomery.nn import Llama3Scaling
 
 MODEL_TYPE = "llama"
@@ -54,9 +51,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def fits(config: DecoderConfig) -> bool:
-    """Whether the published format can express this decoder: attention has biases everywhere or nowhere."""
-    return config.qkv_bias == config.o_bias
+KEYS = Keys()
 
 
 def read(fields: Fields) -> DecoderConfig:
@@ -67,7 +62,7 @@ def read(fields: Fields) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    """The `config.json` of a decoder that `fits`."""
+    """The `config.json` of this family for a decoder that it can express."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -75,89 +70,3 @@ def write(config: DecoderConfig) -> dict[str, Any]:
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
     }
-
-
-def read_sizes(fields: Fields, *, max_positions: int) -> DecoderConfig:
-    """The fields that Llama's relatives share; `max_positions` is the family's default."""
-    fields.require("hidden_act", "silu", "the feed-forward layer is SwiGLU")
-    fields.require("quantization_config", None, "load the unquantised checkpoint")
-    dim, n_heads = fields.need("hidden_size", int), fields.need("num_attention_heads", int)
-    if fields.data.get("head_dim") is None and dim % max(n_heads, 1):
-        raise ConfigError(
-            f"hidden_size={dim} is not a multiple of num_attention_heads={n_heads}",
-            where=fields.where,
-            fix="correct one of them or give head_dim",
-        )
-    theta, scaling = read_rope(fields)
-    return DecoderConfig(
-        vocab_size=fields.need("vocab_size", int),
-        dim=dim,
-        n_layers=fields.need("num_hidden_layers", int),
-        n_heads=n_heads,
-        n_kv_heads=fields.get("num_key_value_heads", n_heads),
-        head_dim=fields.get("head_dim", dim // max(n_heads, 1)),
-        ffn_dim=fields.need("intermediate_size", int),
-        max_positions=fields.get("max_position_embeddings", max_positions),
-        norm_eps=fields.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_embeddings=fields.get("tie_word_embeddings", False),
-        init_std=fields.get("initializer_range", 0.02),
-    )
-
-
-def write_sizes(config: DecoderConfig) -> dict[str, Any]:
-    """The inverse of `read_sizes`."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn_dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        **write_rope(config.rope_theta, config.rope_scaling),
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
-    }
-
-
-def tensors(model: Decoder) -> dict[str, Tensor]:
-    """The key map: published name → its place in our memory.
-
-    Every value is a view. Copying into it imports a tensor, reading it exports one; the matrices that we keep fused
-    (q, k, v and gate, up) appear as row ranges, so neither direction needs a conversion.
-    """
-    table = {"model.embed_tokens.weight": model.embed.weight.detach()}
-    for i, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        table.update((f"model.layers.{i}.{name}", view) for name, view in _block_tensors(block).items())
-    table["model.norm.weight"] = model.norm.weight.detach()
-    if model.head is not None:
-        table["lm_head.weight"] = model.head.weight.detach()
-    return table
-
-
-def _block_tensors(block: Block) -> dict[str, Tensor]:
-    attn, ffn = block.attn, block.ffn
-    q, kv, hidden = attn.n_heads * attn.head_dim, attn.n_kv_heads * attn.head_dim, ffn.down.in_features
-    return {
-        "input_layernorm.weight": block.norm1.weight.detach(),
-        **_rows(attn.qkv, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
-        **_rows(attn.out, {"self_attn.o_proj": attn.out.out_features}),
-        "post_attention_layernorm.weight": block.norm2.weight.detach(),
-        **_rows(ffn.gate_up, {"mlp.gate_proj": hidden, "mlp.up_proj": hidden}),
-        **_rows(ffn.down, {"mlp.down_proj": ffn.down.out_features}),
-    }
-
-
-def _rows(linear: nn.Linear, heights: dict[str, int]) -> dict[str, Tensor]:
-    """The weight (and bias, if there is one) of a linear layer as named row ranges of the given heights."""
-    rows = {}
-    for kind, fused in linear.named_parameters():
-        for name, view in zip(heights, torch.split(fused.detach(), list(heights.values())), strict=True):
-            rows[f"{name}.{kind}"] = view
-    return rows

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,21 +18,28 @@ from torch import Tensor
 from bloomery.core.devices import pick_dtype
 from bloomery.core.errors import CheckpointError, ConfigError, DataError, nearest
 from bloomery.core.files import atomic_folder, read_json, safetensors_errors
-from bloomery.models import llama, qwen2
-from bloomery.models.decoder import Decoder, DecoderConfig
+from bloomery.models import deepseek_v2, grok1, ling, llama, mixtral, native, nemotron, qwen2, qwen3
+from bloomery.models.config import DecoderConfig, MoEConfig
+from bloomery.models.decoder import Decoder
 from bloomery.models.hf_config import Fields
+from bloomery.models.keys import Keys
+from bloomery.nn import NTKScaling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+TRAINING = "bloomery_training"  # our field in config.json: what the format has no place for and only training uses
+MOE_TRAINING: dict[str, Any] = {
+    name: MoEConfig.__dataclass_fields__[name].default
+    for name in ("capacity", "balance", "device_balance", "communication_balance", "z_loss", "balance_scope")
+}
 _LISTED = 5  # keys of one kind that an error message spells out
 OURS = ("*.safetensors", "model.safetensors.index.json", "config.json", *COMPANIONS)  # what saving may replace
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # stored by old exporters, computed from the configuration by us
@@ -42,14 +50,14 @@ class Family(Protocol):
 
     MODEL_TYPE: str
     PRESETS: dict[str, DecoderConfig]
+    KEYS: Keys
 
-    def fits(self, config: DecoderConfig) -> bool: ...  # noqa: D102
     def read(self, fields: Fields) -> DecoderConfig: ...  # noqa: D102
     def write(self, config: DecoderConfig) -> dict[str, Any]: ...  # noqa: D102
-    def tensors(self, model: Decoder) -> dict[str, Tensor]: ...  # noqa: D102
 
 
-FAMILIES: tuple[Family, ...] = (llama, qwen2)
+# In this order a decoder to be saved is offered to them: the first that can express it takes it, the last one always.
+FAMILIES: tuple[Family, ...] = (llama, qwen2, qwen3, mixtral, deepseek_v2, nemotron, grok1, ling, native)
 
 
 def presets() -> list[str]:
@@ -82,18 +90,16 @@ def load_pretrained(
     folder = Path(path)
     family, config = _read_config(folder)
     _check_vocabulary(folder, config)
-    stored = _Stored(folder)
-    stored.require_depth(config)
+    keys, stored = family.KEYS, _Stored(folder, family.KEYS)
+    stored.require_size(config)
     with torch.device("meta"):
         model = Decoder(config)
-    stored.compare(family.tensors(model), tied=config.tie_embeddings)
-    model.to(stored.dtype(EMBEDDING) if dtype is None else pick_dtype(dtype))
+    stored.compare(keys.tensors(model), tied=config.tie_embeddings)
+    model.to(stored.dtype(keys.embedding) if dtype is None else pick_dtype(dtype))
     model.to_empty(device=device or "cpu")
-    places = family.tensors(model)
-    for name, place in places.items():
+    for name, place in keys.tensors(model).items():
         place.copy_(stored.tensor(name))
-    if config.tie_embeddings and HEAD in stored.shapes:
-        _check_tied(stored.tensor(HEAD), model.embed.weight, folder)
+    stored.check_tied(model.embed.weight, config)
     return model
 
 
@@ -102,23 +108,19 @@ def save_pretrained(
 ) -> None:
     """Write a folder that transformers, vLLM and `load_pretrained` read. It appears whole or not at all.
 
+    A decoder that no published format can express is written in our own (`model_type` "bloomery").
     Weights keep the model's dtype and go into files of at most `shard_bytes`. A `tokenizer` is stored beside them.
     """
     config = model.config
-    family = next((f for f in FAMILIES if f.fits(config)), None)
-    if family is None:
-        raise ConfigError(
-            f"no published format has qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, mlp_bias={config.mlp_bias}",
-            fix="biases on q, k, v and o (llama) or on q, k and v alone (qwen2)",
-        )
-    written = family.write(config) | {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    family, written = _published_form(config)
+    written |= {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     if tokenizer is not None:
         _require_vocabulary(tokenizer, config, path)
     with atomic_folder(path, OURS) as folder:
         if tokenizer is not None:
             written |= _write_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", written)
-        tensors = family.tensors(model)
+        tensors = family.KEYS.tensors(model)
         _write_weights(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, shard_bytes)
 
 
@@ -134,19 +136,18 @@ def convert_pretrained(
     source = Path(source)
     family, config = _read_config(source)
     _check_vocabulary(source, config)
-    stored = _Stored(source)
-    stored.require_depth(config)
+    keys, stored = family.KEYS, _Stored(source, family.KEYS)
+    stored.require_size(config)
     with torch.device("meta"):
-        places = family.tensors(Decoder(config))
+        places = keys.tensors(Decoder(config))
     stored.compare(places, tied=config.tie_embeddings)
-    if config.tie_embeddings and HEAD in stored.shapes:
-        _check_tied(stored.tensor(HEAD), stored.tensor(EMBEDDING), source)
+    stored.check_tied(None, config)
     wanted = {name: stored.dtype(name) if dtype is None else pick_dtype(dtype) for name in places}
     sizes = {name: place.numel() * wanted[name].itemsize for name, place in places.items()}
     fields = read_json(source / "config.json")
     key = "dtype" if "dtype" in fields else "torch_dtype"  # transformers 5 and 4
     with atomic_folder(target, OURS) as folder:
-        _write_json(folder / "config.json", fields | {key: str(wanted[EMBEDDING]).removeprefix("torch.")})
+        _write_json(folder / "config.json", fields | {key: str(wanted[keys.embedding]).removeprefix("torch.")})
         for file in COMPANIONS:
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / file)
@@ -157,35 +158,41 @@ def convert_pretrained(
 class _Stored:
     """The tensors of a folder's safetensors files: names, shapes and types at once, contents one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        self.folder, self.keys = folder, keys
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Any] = {}
+        self._places: dict[str, tuple[Any, str]] = {}
         self._types: dict[str, str] = {}
         for path in _weight_files(folder):
             try:
                 file: Any = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"not a whole safetensors file: {error}", where=path) from error
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                header = file.get_slice(name)
+            for spelled in file.keys():  # noqa: SIM118 (not a mapping)
+                header, name = file.get_slice(spelled), keys.current(spelled)
+                if name in self.shapes:
+                    raise CheckpointError(f"{name} is stored twice, once as {spelled}", where=path, fix="keep one")
                 self.shapes[name], self._types[name] = tuple(header.get_shape()), header.get_dtype()
-                self._files[name] = file
+                self._places[name] = (file, spelled)
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor."""
-        tensor: Tensor = self._files[name].get_tensor(name)
+        file, spelled = self._places[name]
+        tensor: Tensor = file.get_tensor(spelled)
         return tensor
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype a tensor is stored in (`compare` has seen that it is one we know)."""
         return _TYPES[self._types[name]]
 
-    def require_depth(self, config: DecoderConfig) -> None:
-        """Refuse a depth that the files cannot fill, before time and memory go into building it."""
-        if config.n_layers > len(self.shapes):
+    def require_size(self, config: DecoderConfig) -> None:
+        """Refuse a number of layers or experts that the files cannot fill, before building it takes time and memory."""
+        experts = 0 if config.moe is None else config.moe.n_experts
+        if max(config.n_layers, config.moe_layers * experts) > len(self.shapes):
+            with_experts = f" of {experts} experts" if experts else ""
             raise CheckpointError(
-                f"config.json speaks of {config.n_layers} layers, the files hold {len(self.shapes)} tensors",
+                f"config.json speaks of {config.n_layers} layers{with_experts}, the files hold {len(self.shapes)} "
+                "tensors",
                 where=self.folder,
                 fix="is this the right config.json, and are all shards there?",
             )
@@ -194,7 +201,7 @@ class _Stored:
         """Raise one error with everything that is missing, unexpected, misshapen or not in a floating-point format."""
         missing = sorted(places.keys() - self.shapes.keys())
         extra = {name for name in self.shapes.keys() - places.keys() if not _DERIVED.search(name)}
-        unexpected = sorted(extra - {HEAD} if tied else extra)
+        unexpected = sorted(extra - {self.keys.head_weight} if tied else extra)
         shapes = [
             f"{name} is {list(self.shapes[name])} instead of {list(place.shape)}"
             for name, place in places.items()
@@ -209,6 +216,72 @@ class _Stored:
                 where=self.folder,
                 fix="is this the right config.json, and are all shards there?",
             )
+
+    def check_tied(self, embedding: Tensor | None, config: DecoderConfig) -> None:
+        """Raise if a stored head is not the embedding it is said to be (None: the stored embedding)."""
+        if not config.tie_embeddings or self.keys.head_weight not in self.shapes:
+            return
+        head = self.tensor(self.keys.head_weight)
+        embedding = self.tensor(self.keys.embedding) if embedding is None else embedding
+        if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+            raise CheckpointError(
+                f"config.json ties the head to the embedding, but {self.keys.head_weight} differs from it",
+                where=self.folder,
+                fix="set tie_word_embeddings to false in config.json",
+            )
+
+
+def _published_form(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:
+    """The first family whose `config.json` brings this decoder back, and that file's fields.
+
+    What only training uses and the family has no field for goes into one of ours, which others ignore.
+    """
+    for family in FAMILIES:
+        written = family.write(config)
+        try:
+            read = family.read(Fields(written, family.MODEL_TYPE))
+        except ConfigError:
+            continue
+        if _function(read) == _function(config):
+            kept = _training_only(config)
+            return family, written if kept == _training_only(read) else written | {TRAINING: kept}
+    raise AssertionError("our own format takes every decoder")
+
+
+def _function(config: DecoderConfig) -> DecoderConfig:
+    """The configuration with everything at its default that does not change what the decoder computes."""
+    c, moe = config, config.moe
+    if moe is not None:
+        moe = replace(moe, **{name: MOE_TRAINING[name] for name in MOE_TRAINING}, warmup=0)
+    if isinstance(c.rope_scaling, NTKScaling):  # is nothing but a larger base
+        theta = c.rope_theta * c.rope_scaling.factor ** (c.rotary_dim / (c.rotary_dim - 2))
+        c = replace(c, rope_theta=theta, rope_scaling=None)
+    return replace(
+        c,
+        moe=moe,
+        ffn_dim=moe.expert_dim if moe is not None and moe.first_dense == 0 else c.ffn_dim,
+        rope_dim=None if c.rope_dim == c.head_dim else c.rope_dim,
+        init="normal",
+        z_loss=0.0,
+    )
+
+
+def _training_only(config: DecoderConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {"init": config.init, "z_loss": config.z_loss}
+    if config.moe is not None:
+        values["moe"] = {name: getattr(config.moe, name) for name in MOE_TRAINING}
+    return values
+
+
+def _with_training(config: DecoderConfig, kept: Any, where: object) -> DecoderConfig:
+    """The configuration with the values that `_training_only` set aside."""
+    if not isinstance(kept, dict):
+        raise ConfigError(f"{TRAINING}={kept!r} is not a mapping", where=where)
+    values = config.to_dict()
+    experts = kept.get("moe")
+    if isinstance(experts, dict) and values["moe"] is not None:
+        kept = kept | {"moe": values["moe"] | experts}
+    return DecoderConfig.from_dict(values | kept, where=f"{where}: {TRAINING}")
 
 
 def _read_config(folder: Path) -> tuple[Family, DecoderConfig]:
@@ -227,6 +300,8 @@ def _read_config(folder: Path) -> tuple[Family, DecoderConfig]:
             except ConfigError as error:
                 raise ConfigError(error.what, where=error.where or path, fix=error.fix) from error
             fields.finish()
+            if TRAINING in fields.data:
+                config = _with_training(config, fields.data[TRAINING], path)
             return family, config
     known = [family.MODEL_TYPE for family in FAMILIES]
     hint = nearest(name, known)
@@ -322,16 +397,6 @@ def _require_vocabulary(tokenizer: Tokenizer, config: DecoderConfig, where: obje
             f"the tokenizer has token ids up to {largest}, the embedding only {config.vocab_size} rows",
             where=where,
             fix="the tokenizer belongs to another model, or vocab_size is too small",
-        )
-
-
-def _check_tied(head: Tensor, embedding: Tensor, folder: Path) -> None:
-    """Raise if a stored head is not the embedding it is said to be."""
-    if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
-        raise CheckpointError(
-            f"config.json ties the head to the embedding, but {HEAD} differs from it",
-            where=folder,
-            fix="set tie_word_embeddings to false in config.json",
         )
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from bloomery.core.errors import ConfigError
-from bloomery.models import llama
-from bloomery.models.decoder import DecoderConfig
-from bloomery.models.hf_config import Fields
+from bloomery.models.config import DecoderConfig
+from bloomery.models.hf_config import Fields, read_sizes, write_sizes
+from bloomery.models.keys import Keys
 
 MODEL_TYPE = "qwen2"
 
@@ -37,27 +37,27 @@ PRESETS = {
     "qwen2.5-72b": replace(_32B, dim=8192, n_layers=80, n_heads=64, ffn_dim=29_568),
 }  # fmt: skip
 
-tensors = llama.tensors
-
-
-def fits(config: DecoderConfig) -> bool:
-    """Whether the published format can express this decoder: biases on q, k and v and nowhere else."""
-    return config.qkv_bias and not config.o_bias and not config.mlp_bias
+KEYS = Keys()
 
 
 def read(fields: Fields) -> DecoderConfig:
     """The decoder that a `config.json` of this family describes."""
+    refuse_windows(fields)
+    return replace(read_sizes(fields, max_positions=32_768), qkv_bias=True)
+
+
+def refuse_windows(fields: Fields) -> None:
+    """Raise where attention is limited to a window, which this decoder does not do."""
     windowed = "sliding_attention" in (fields.data.get("layer_types") or [])
     if fields.get("use_sliding_window", False) or windowed:
         raise ConfigError("sliding-window attention is not supported", where=fields.where)
-    return replace(llama.read_sizes(fields, max_positions=32_768), qkv_bias=True)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    """The `config.json` of a decoder that `fits`."""
+    """The `config.json` of this family for a decoder that it can express."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": MODEL_TYPE,
-        **llama.write_sizes(config),
+        **write_sizes(config),
         "use_sliding_window": False,
     }

@@ -91,7 +91,7 @@ class MLAttention(nn.Module):
         return attend(q, k, v, mask, self.scale).transpose(1, 2)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, mask: Causal) -> Tensor:
-        """The same over the latents themselves: all heads share one key head, whose first kv_rank features are values."""
+        """The same over the latents: all heads share one key head, whose first kv_rank features are the values."""
         k_up, v_up = self.kv_up.weight.view(self.n_heads, -1, self.kv_rank).split([self.nope_dim, self.v_dim], dim=1)
         q = torch.cat([torch.einsum("bshn,hnr->bshr", q_nope, k_up), q_rope], dim=-1).transpose(1, 2)
         mixed = attend(q, memory, memory[..., : self.kv_rank], mask, self.scale)  # (batch, heads, seq, kv_rank)

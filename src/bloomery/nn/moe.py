@@ -46,8 +46,8 @@ class Router(nn.Module):
     by their sum; `scale` multiplies them.
 
     Stochastic warm-up (arXiv:2503.05139 §2.1): during the first `warmup` forward passes in training, logits s become
-    a · s + (1 - a) · (μ + σ · ε), a = passes / warmup, with running mean and spread μ, σ of s and normal noise ε: purely
-    random, hence balanced, at first. The paper leaves open that μ and σ are scalars of the layer with momentum 0.99.
+    a · s + (1 - a) · (μ + σ · ε), a = passes / warmup, with running mean and spread μ, σ of s and normal noise ε:
+    purely random, hence balanced, at first. That μ and σ are scalars of the layer, with momentum 0.99, is our choice.
     """
 
     passes: Tensor

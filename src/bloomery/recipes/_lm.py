@@ -31,7 +31,7 @@ class Corpus:
 
 
 class HeldOutSample:
-    """Evenly spaced windows of a stream, about `n_bytes` of it: a fixed test that takes a second instead of a minute."""
+    """Evenly spaced windows of a stream, about `n_bytes` of it: a fixed test of a second instead of a minute."""
 
     def __init__(self, stream: ByteStream, n_bytes: int) -> None:
         self.stream, self.wanted = stream, min(n_bytes, stream.n_bytes)

@@ -48,7 +48,7 @@ def source_files(root: Path | None = None) -> list[SourceFile]:
 
 
 def sources(seed: int = 0, held_out: float = 0.1, root: Path | None = None) -> SourceText:
-    """The library's files in a seeded order, about the share `held_out` of the bytes held out, whole modules at a time."""
+    """The library's files in a seeded order; whole modules, about the share `held_out` of the bytes, are held out."""
     files = source_files(root)
     modules = sorted({file.module for file in files})
     rng(seed, "stdlib modules").shuffle(modules)
