@@ -81,13 +81,17 @@ def load_config(folder: Path | str) -> DecoderConfig:
 def load_pretrained(
     path: Path | str, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> Decoder:
-    """The decoder stored in a Hugging Face folder.
+    """The decoder stored in a Hugging Face folder, or in the original Grok-1 checkpoint (see `grok1_checkpoint`).
 
     `dtype` defaults to the one stored, `device` to the CPU. Weights are copied one tensor at a time into place, so
     memory stays at the model plus one tensor. Names and shapes are checked before anything is copied, and everything
     wrong with them is reported in one CheckpointError.
     """
+    from bloomery.models.grok1_checkpoint import is_original, load_grok1
+
     folder = Path(path)
+    if is_original(folder):
+        return load_grok1(folder, dtype, device)
     family, config = _read_config(folder)
     _check_vocabulary(folder, config)
     keys, stored = family.KEYS, _Stored(folder, family.KEYS)
@@ -133,7 +137,11 @@ def convert_pretrained(
     memory at a time. `config.json` keeps every field but the dtype, the other files (`COMPANIONS`) travel unchanged.
     Returns the number of parameters.
     """
+    from bloomery.models.grok1_checkpoint import convert_grok1, is_original
+
     source = Path(source)
+    if is_original(source):
+        return convert_grok1(source, target, dtype, shard_bytes)
     family, config = _read_config(source)
     _check_vocabulary(source, config)
     keys, stored = family.KEYS, _Stored(source, family.KEYS)
