@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bloomery.models import LoopedDecoder, ringformer
 from bloomery.models.config import MLAConfig, MoEConfig
 from bloomery.models.decoder import Decoder, DecoderConfig
 
@@ -100,8 +101,10 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(scope="session", params=ARCHITECTURES)
+@pytest.fixture(scope="session", params=[*ARCHITECTURES, "ring"])
 def any_model(request: pytest.FixtureRequest, model: Decoder) -> Decoder:
     """Decoders whose caches, feed-forward layers and heads differ from the plain one's."""
+    if request.param == "ring":
+        return LoopedDecoder(ringformer(model.config, 1, 3), torch.Generator().manual_seed(8)).double()
     config = dataclasses.replace(model.config, **ARCHITECTURES[request.param])
     return Decoder(config, torch.Generator().manual_seed(8)).double()

@@ -77,7 +77,8 @@ def make_rows(
 def pack(model: Decoder) -> PackedWeights:
     """The model's weight matrices as decoding wants them."""
     matrices = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
-    return PackedWeights(matrices | {model.head_weight})
+    head = model.head_weight  # the embedding when tied; a normalised head is computed anew each time
+    return PackedWeights(matrices | ({head} if isinstance(head, nn.Parameter) else set()))
 
 
 def seen_tokens(rows: Sequence[Row], vocab_size: int, device: torch.device) -> Tensor:
