@@ -110,23 +110,30 @@ class Adastar(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         counts = [int(step) for step in steps]  # on the CPU: nothing waits
 
-        squares = list(torch._foreach_mul(grads, grads))
-        torch._foreach_add_(squares, rule.eps_square)
-        averages = _average(states, "square_ema", squares, rule.gradient_square_ema_decay)
-        del squares  # as large as the model
-        roots = _debiased(averages, rule.gradient_square_ema_decay, rule.gradient_square_ema_debias, counts)
-        roots = list(torch._foreach_sqrt(roots))
-        torch._foreach_add_(roots, rule.eps)
-        smooth: list[Tensor] = grads
-        if rule.gradient_ema_decay is not None:
-            smooth = _average(states, "gradient_ema", grads, rule.gradient_ema_decay)
-            smooth = _debiased(smooth, rule.gradient_ema_decay, rule.gradient_ema_debias, counts)
-        updates = list(torch._foreach_div(smooth, roots))
+        keep = rule.gradient_square_ema_decay
+        squares = [state["square_ema"] for state in states]
+        torch._foreach_mul_(squares, keep)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - keep)
+        if rule.eps_square:
+            torch._foreach_add_(squares, (1 - keep) * rule.eps_square)
+        updates = list(torch._foreach_sqrt(squares))  # the only temporary of the model's size; from here on in place
+        if rule.gradient_square_ema_debias:
+            torch._foreach_div_(updates, [math.sqrt(1 - keep**count) for count in counts])
+        if rule.eps:
+            torch._foreach_add_(updates, rule.eps)
+        torch._foreach_reciprocal_(updates)
+        if rule.gradient_ema_decay is None:
+            torch._foreach_mul_(updates, grads)
+        else:
+            torch._foreach_mul_(updates, _average(states, "gradient_ema", grads, rule.gradient_ema_decay))
+            if rule.gradient_ema_debias:
+                torch._foreach_div_(updates, [1 - rule.gradient_ema_decay**count for count in counts])
         if rule.raw_update_clipping_threshold is not None:
             clip_block_rms_(updates, rule.raw_update_clipping_threshold)
         if rule.update_ema_decay is not None:
             updates = _average(states, "update_ema", updates, rule.update_ema_decay)
-            updates = _debiased(updates, rule.update_ema_decay, rule.update_ema_debias, counts)
+            if rule.update_ema_debias:
+                updates = list(torch._foreach_div(updates, [1 - rule.update_ema_decay**count for count in counts]))
         return updates
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
@@ -154,11 +161,6 @@ def _average(states: list[dict[str, Tensor]], key: str, values: list[Tensor], de
     averages = [state[key] for state in states]
     torch._foreach_lerp_(averages, values, 1 - decay)
     return averages
-
-
-def _debiased(averages: list[Tensor], decay: float, debias: bool, counts: list[int]) -> list[Tensor]:
-    """Averages that started from 0, divided by the weight that real values have in them."""
-    return list(torch._foreach_div(averages, [1 - decay**count for count in counts])) if debias else averages
 
 
 def _check(holds: bool, field: str, value: object, accepted: str) -> None:
