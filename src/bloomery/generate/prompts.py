@@ -37,8 +37,7 @@ def encode_prompts(config: DecoderConfig, tokenizer: Tokenizer, prompts: Sequenc
     Raises ConfigError for a prompt that leaves no position for a new token, for tokens outside the model's vocabulary,
     and for an empty prompt when there is no begin token.
     """
-    bos = tokenizer.token_to_id(BOS)
-    encoded = [list(p) if not isinstance(p, str) else _encode(tokenizer, p, bos) for p in prompts]
+    encoded = [list(p) if not isinstance(p, str) else encode_text(tokenizer, p) for p in prompts]
     begin = begin_token_id(tokenizer)
     for i, ids in enumerate(encoded):
         if not ids:
@@ -62,6 +61,8 @@ def encode_prompts(config: DecoderConfig, tokenizer: Tokenizer, prompts: Sequenc
     return encoded
 
 
-def _encode(tokenizer: Tokenizer, text: str, bos: int | None) -> list[int]:
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids as the tokenizer makes them, with `<|bos|>` in front where there is one."""
+    bos = tokenizer.token_to_id(BOS)
     ids: list[int] = tokenizer.encode(text).ids
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

@@ -44,6 +44,11 @@ def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     return float(normalise_answer(prediction) in {normalise_answer(r) for r in _as_list(references)})
 
 
+def strict_match(prediction: str, references: str | Sequence[str]) -> float:
+    """1.0 when the prediction equals a reference but for white space at either end, else 0.0: signs and case count."""
+    return float(prediction.strip() in {reference.strip() for reference in _as_list(references)})
+
+
 def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     """F1 of the normalised prediction's words against the best reference, words counted with multiplicity (SQuAD).
 
