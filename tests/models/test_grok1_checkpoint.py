@@ -361,6 +361,7 @@ def test_too_little_memory_and_too_little_disk(
     monkeypatch.setattr(grok1_checkpoint.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StorageError, match=r"GB are to be written, 0\.0 GB are free"):
         convert_grok1(release[0], tmp_path / "safe", config=CONFIG)
+    assert not list(tmp_path.iterdir())
 
 
 def test_free_memory_is_a_plausible_number() -> None:

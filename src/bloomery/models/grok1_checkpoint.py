@@ -288,24 +288,24 @@ def _shards(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:
 def _begin(partial: Path, plan: dict[str, object], size: int) -> None:
     """Start the folder of a conversion, or take up the same one."""
     plan = json.loads(json.dumps(plan))
-    if (partial / PLAN).is_file():
-        if read_json(partial / PLAN) != plan:
-            raise StorageError(
-                "holds a conversion that was begun with other settings or another source",
-                where=partial,
-                fix="delete it, or name another target",
-            )
-    else:
-        partial.mkdir(parents=True)
-        write_json(partial / PLAN, plan)
-    done = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
-    free = shutil.disk_usage(partial).free
-    if size - done > free:
+    begun = (partial / PLAN).is_file()
+    if begun and read_json(partial / PLAN) != plan:
         raise StorageError(
-            f"{(size - done) / 1e9:.1f} GB are to be written, {free / 1e9:.1f} GB are free",
+            "holds a conversion that was begun with other settings or another source",
             where=partial,
+            fix="delete it, or name another target",
+        )
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    left = size - sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+    if left > (free := shutil.disk_usage(partial.parent).free):
+        raise StorageError(
+            f"{left / 1e9:.1f} GB are to be written, {free / 1e9:.1f} GB are free",
+            where=partial.parent,
             fix="free some space or name another target; what is written stays",
         )
+    if not begun:
+        partial.mkdir()
+        write_json(partial / PLAN, plan)
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
