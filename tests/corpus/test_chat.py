@@ -96,3 +96,27 @@ def test_bad_templates(tokenizer: Tokenizer) -> None:
         chat.render(HELLO, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(DataError, match="rewrites the messages"):
         chat.encode(tokenizer, HELLO, "{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+
+
+def test_the_prompt_of_deepseek_ends_without_a_space() -> None:
+    messages = [{"role": "system", "content": "be brief"}, *HELLO, {"role": "user", "content": "why?"}]
+    tokens = {"bos_token": "<b>", "eos_token": "<e>"}
+    prompt = chat.render(messages, chat.DEEPSEEK_TEMPLATE, add_generation_prompt=True, **tokens)
+    assert prompt == "<b>be brief\n\nUser: hi\n\nAssistant: hello you<e>User: why?\n\nAssistant:"
+    assert prompt == prompt.rstrip()
+
+
+@given(CONVERSATION)
+def test_an_answer_to_the_prompt_of_deepseek_continues_it_as_in_training(messages: list[dict[str, str]]) -> None:
+    prompt = chat.render(messages, chat.DEEPSEEK_TEMPLATE, add_generation_prompt=True)
+    trained = chat.render([*messages, {"role": "assistant", "content": "yes"}], chat.DEEPSEEK_TEMPLATE)
+    assert trained == prompt + " yes" + tokenizers_.EOS  # the space begins the answer
+
+
+def test_the_prompt_of_deepseek_in_tokens(tokenizer: Tokenizer) -> None:
+    prompt, _ = chat.encode(tokenizer, HELLO[:1], chat.DEEPSEEK_TEMPLATE, add_generation_prompt=True)
+    trained, mask = chat.encode(tokenizer, HELLO, chat.DEEPSEEK_TEMPLATE)
+    assert trained[: len(prompt)] == prompt
+    assert tokenizer.decode(prompt, skip_special_tokens=False).endswith("Assistant:")
+    assert sum(mask[: len(prompt)]) == 0
+    assert assistant_text(tokenizer, trained, mask).lstrip() == "hello you<|eos|>"

@@ -26,6 +26,18 @@ from bloomery.corpus.tokenizer import BOS, DEFAULT_CHAT_TEMPLATE, EOS, PAD, plai
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]
 
+# DeepSeek-Coder-V2's conversation. Its prompt ends in "Assistant:" and nothing after it: the space belongs to the
+# first word of the answer, and a model given it answers in Chinese or repeats itself (README of the release).
+DEEPSEEK_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- 'User: ' + message['content'] + '\n\n' -}}"
+    "{%- elif message['role'] == 'assistant' -%}{{- 'Assistant: ' + message['content'] + eos_token -}}"
+    "{%- else -%}{{- message['content'] + '\n\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
+)
+
 
 def render(
     messages: Sequence[Message], template: str | None = None, add_generation_prompt: bool = False, **variables: Any
