@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "pretrain a decoder from a YAML file (works under torchrun)",
     "generate": "continue prompts with a model folder",
     "chat": "talk to a model folder",
+    "serve": "a model folder behind OpenAI's protocol, for many clients at once",
     "evaluate": "put tasks to a model folder: accuracy, exact match, bits per byte",
     "grow": "make a model folder deeper by running some of its layers twice",
     "convert": "rewrite a Hugging Face folder in another dtype or sharding",
