@@ -410,6 +410,20 @@ def test_a_client_that_leaves_frees_its_place(start):
         assert server.complete(max_tokens=3).usage.completion_tokens <= 3
 
 
+def test_a_body_that_does_not_come_frees_its_place(start, monkeypatch, caplog):
+    monkeypatch.setattr("bloomery.generate.server.BODY_SECONDS", 0.3)
+    with start(max_batch=1, max_queue=1) as server:
+        half = raw(json.dumps({"model": "tiny", "prompt": "The"}).encode())[:-5]
+        clients = [socket.create_connection(("127.0.0.1", server.server.port), timeout=5) for _ in range(2)]
+        for client in clients:
+            client.sendall(half)
+        clients[0].close()
+        assert b" 408 " in clients[1].recv(1000)
+        clients[1].close()
+        assert server.complete(max_tokens=1).choices
+    assert not caplog.records
+
+
 @pytest.fixture
 def held(start):
     """A server whose model does not answer before `open` is set; one request runs into it, four wait."""

@@ -48,10 +48,13 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI, Request  # noqa: E402
 from fastapi.responses import JSONResponse, Response  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import ClientDisconnect  # noqa: E402
 from starlette.types import Message, Receive, Scope, Send  # noqa: E402
 
 T = TypeVar("T")
 RETRY_AFTER = 1  # seconds; what a client that is told 429 should wait
+BODY_SECONDS = 30  # for a body to arrive; meanwhile it holds a place
+GONE = 499  # status of an answer that nobody reads
 
 
 class Worker:
@@ -127,7 +130,7 @@ def create_app(
 
     def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def checked(http: Request) -> Response:
-            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode()
+            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
             if api_key and not hmac.compare_digest(given, api_key.encode()):
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
             return await handler(http)
@@ -169,9 +172,11 @@ class Server:
     """
 
     def __init__(self, app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, grace: int = 30) -> None:
+        if not 0 <= port < 1 << 16:
+            raise ConfigError(f"port is {port}", fix="from 0, which takes a free one, to 65535")
         try:
             self._socket = socket.create_server((host, port), family=_family(host), backlog=2048)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ConfigError(f"cannot listen on {host} port {port}: {error}", fix="give another --port") from error
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
@@ -223,6 +228,8 @@ class _Service:
                 handed_on = True
                 return _EventStream(progress, _events(progress, answer), self._close)
             return await _whole(progress, answer, http)
+        except ClientDisconnect:  # before its body was here
+            return Response(status_code=GONE)
         finally:
             if not handed_on:
                 self._close()
@@ -240,10 +247,14 @@ class _Service:
             raise ApiError(415, f"the content type is {kind!r:.60} (send application/json)")
         most = self.limits.body_bytes
         body = bytearray()
-        async for chunk in http.stream():
-            body += chunk
-            if len(body) > most:
-                raise ApiError(413, f"the body is larger than {most} bytes")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in http.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise ApiError(413, f"the body is larger than {most} bytes")
+        except TimeoutError as error:
+            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS} seconds") from error
         return bytes(body)
 
 
@@ -316,7 +327,7 @@ async def _whole(progress: _Progress, answer: Answer, http: Request) -> Response
         finished = await _unless_gone(finish(), http.receive)
     finally:
         progress.cancel()
-    return finished or Response(status_code=499)
+    return finished or Response(status_code=GONE)
 
 
 async def _events(progress: _Progress, answer: Answer) -> AsyncIterator[str]:
