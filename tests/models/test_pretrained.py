@@ -19,15 +19,23 @@ from bloomery.models import (
     load_config,
     load_pretrained,
     preset,
+    presets,
     pretrained,
     save_pretrained,
 )
+from bloomery.models.hf_config import Fields
+from bloomery.models.pretrained import TRAINING, _function, _published_form, _training_only, _with_training
 from bloomery.nn import LinearScaling, Llama3Scaling
 
 CONFIG = preset("llama-tiny", vocab_size=64, dim=16, n_layers=2, head_dim=4, ffn_dim=24, tie_embeddings=False)
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}  # fmt: skip
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LATENT = {
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "kv_lora_rank": 4, "v_head_dim": 4,
+    "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "num_key_value_heads": 4,
 }  # fmt: skip
 
 
@@ -114,7 +122,7 @@ def test_old_configurations_leave_fields_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "lama"}, r"unknown model_type 'lama'.*known: llama, qwen2; did you mean 'llama'"),
+        ({"model_type": "lama"}, r"unknown model_type 'lama'.*known: llama, qwen2, .*; did you mean 'llama'"),
         ({"model_type": "mamba2"}, "unknown model_type 'mamba2'"),
         ({"model_type": ...}, "'model_type' is missing"),
         ({"num_hidden_layers": ..., "num_hiden_layers": 2}, "'num_hidden_layers' is missing.*'num_hiden_layers'"),
@@ -124,14 +132,29 @@ def test_old_configurations_leave_fields_out(folder: Path) -> None:
         ({"vocab_size": True}, "vocab_size=True"),
         ({"num_key_value_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
         ({"head_dim": ..., "hidden_size": 18}, "hidden_size=18 is not a multiple of num_attention_heads=4"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"hidden_act": "mish"}, "hidden_act='mish' is not supported"),
         ({"quantization_config": {"bits": 4}}, "load the unquantised checkpoint"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*known: default, linear, llama3"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+            "'longrope'.*known: default, linear, ntk, llama3, yarn",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor' is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.1}}, "factor=0.1"),
         ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}}, "contradict each other"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta is 10000.0 here and 1000000.0"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "sliding-window"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "sliding-window"),
+        ({"model_type": "mixtral", "sliding_window": 64}, "sliding_window=64"),
+        ({"model_type": "nemotron", "rope_percent": 0.25, "partial_rotary_factor": 0.5}, "contradict each other"),
+        ({"model_type": "nemotron", "rope_percent": 0.01}, "turns 0 of 4 features"),
+        ({"model_type": "nemotron", "norm_eps": 1e-5, "layer_norm_eps": 1e-6}, "norm_eps.*contradict each other"),
+        ({"model_type": "bailing_moe", **EXPERTS, "n_routed_experts": 6}, "num_experts=8 and n_routed_experts=6"),
+        ({"model_type": "bailing_moe", **EXPERTS, "num_experts_per_tok": 9}, "top_k=9, but a token can reach 8"),
+        ({"model_type": "deepseek_v2", "kv_lora_rank": 4}, "'qk_nope_head_dim' is missing"),
+        ({"model_type": "deepseek_v2", **LATENT, "topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
+        ({"model_type": "deepseek_v2", **LATENT, "num_key_value_heads": 2}, "num_key_value_heads=2"),
+        ({"model_type": "grok-1", "router_logit_softcapping": 30.0}, "a port's addition"),
+        ({"model_type": "bloomery", "decoder": {"dimm": 3}}, "unknown field 'dimm'"),
         ({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
     ],
 )
@@ -276,10 +299,72 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         load_pretrained(tmp_path / "model")
 
 
-def test_a_decoder_no_format_can_hold(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no published format"):
-        save_pretrained(Decoder(preset("qwen2-tiny", mlp_bias=True)), tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+ODD: dict[str, dict[str, Any]] = {
+    "biases": {"mlp_bias": True, "qkv_bias": True},
+    "sandwich": {"post_norm": True, "softcap": 5.0},
+    "plain": {"gated": False, "activation": "gelu"},
+    "post-rope": {"qk_norm": "post_rope", "rope_layout": "interleaved", "z_loss": 1e-4, "init": "fan_in"},
+    "head": {"head_norm": "vocab", "tie_embeddings": False},
+    "sigmoid": {"moe": {"n_experts": 4, "top_k": 2, "expert_dim": 8, "score": "sigmoid", "warmup": 5, "balance": 0.1}},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_decoder_no_published_format_can_hold_is_kept_in_ours(name: str, tmp_path: Path) -> None:
+    model = Decoder(preset("llama-tiny", vocab_size=64, n_layers=2, **ODD[name]))
+    save_pretrained(model, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "bloomery"
+    loaded, tokens = load_pretrained(tmp_path / "model"), torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(tokens).logits, model.eval()(tokens).logits)
+    assert loaded.config.z_loss == model.config.z_loss
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if not name.endswith("-tiny")])
+def test_every_preset_survives_the_format_it_is_written_in(name: str) -> None:
+    """What reading the written `config.json` gives computes and trains the same."""
+    config = preset(name)
+    family, written = _published_form(config)
+    read = family.read(Fields(json.loads(json.dumps(written)), name))
+    again = _with_training(read, written[TRAINING], name) if TRAINING in written else read
+    assert _function(again) == _function(config)
+    assert _training_only(again) == _training_only(config)
+    expected = {"llama": "llama", "yi": "llama", "qwen2.5": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral"}
+    expected |= {"deepseek": "deepseek_v2", "nemotron": "nemotron", "minitron": "nemotron", "grok": "grok-1"}
+    expected |= {"ling": "bailing_moe", "afm": "bloomery"}
+    assert family.MODEL_TYPE == expected[name.partition("-")[0]]
+
+
+def test_what_only_training_uses_survives_in_a_published_format(tmp_path: Path) -> None:
+    moe = {"n_experts": 4, "top_k": 2, "expert_dim": 8, "renormalise": True, "balance": 0.03, "z_loss": 1e-3}
+    model = Decoder(preset("llama-tiny", vocab_size=64, n_layers=2, tie_embeddings=False, moe=moe))
+    save_pretrained(model, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "mixtral"
+    loaded = load_pretrained(tmp_path / "model").config
+    assert loaded.moe is not None
+    assert (loaded.moe.balance, loaded.moe.z_loss) == (0.03, 1e-3)
+
+
+def test_older_ports_of_grok_call_a_norms_scale_scale(tmp_path: Path) -> None:
+    model = Decoder(preset("grok-1-tiny", vocab_size=64, n_layers=2))
+    save_pretrained(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    old = {name.replace("norm.weight", "norm.scale"): tensor.clone() for name, tensor in weights.items()}
+    assert old.keys() != weights.keys()
+    save_file(old, tmp_path / "model" / "model.safetensors")
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(load_pretrained(tmp_path / "model")(tokens).logits, model.eval()(tokens).logits)
+    save_file(old | weights, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"stored twice, once as .*norm\.scale"):
+        load_pretrained(tmp_path / "model")
+
+
+def test_an_absurd_number_of_experts_is_refused_at_once(tmp_path: Path) -> None:
+    save_pretrained(Decoder(preset("mixtral-tiny", vocab_size=64, n_layers=2)), tmp_path / "model")
+    edit_config(tmp_path / "model", num_local_experts=10**9)
+    with pytest.raises(CheckpointError, match="2 layers of 1000000000 experts, the files hold"):
+        load_pretrained(tmp_path / "model")
 
 
 def test_loading_holds_the_model_and_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

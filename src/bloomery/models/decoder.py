@@ -270,7 +270,7 @@ class Decoder(nn.Module):
         attention = 3 * c.n_layers * c.n_heads * (c.head_dim + c.value_dim) * (seq_len + 1)
         return 6 * (weights + c.dim * c.vocab_size) + attention
 
-    def _vocabulary_matrices(self) -> list[nn.Parameter]:
+    def _vocabulary_matrices(self) -> list[Tensor]:
         return [self.embed.weight] if self.head is None else [self.embed.weight, self.head.weight]
 
     def _idle_parameters(self) -> int:
@@ -309,11 +309,7 @@ def place(
     return rotary, Causal(padding) if mask is None else mask
 
 
-def _residual_outputs(block: nn.Module) -> list[nn.Parameter]:
+def _residual_outputs(block: nn.Module) -> list[Tensor]:
     """The matrices whose products are added to the residual stream."""
-    assert isinstance(block, Block)
-    outputs = [block.attn.out.weight]
-    if isinstance(block.ffn, MoE):
-        outputs.append(block.ffn.down)
-        return outputs if block.ffn.shared is None else [*outputs, block.ffn.shared.down.weight]
-    return [*outputs, block.ffn.down.weight]
+    last = ("attn.out.weight", "ffn.down.weight", "ffn.down", "ffn.shared.down.weight")
+    return [parameter for name, parameter in block.named_parameters() if name in last]

@@ -56,6 +56,7 @@ class Fields:
             raise ConfigError(f"{said} contradict each other", where=self.where, fix="they mean the same: keep one")
         if given:
             return next(iter(given.values()))
+        self._absent.update(names)
         return self.need(names[0], kind) if default is None else default
 
     def require(self, name: str, accepted: Any, why: str) -> None:
