@@ -253,7 +253,7 @@ def test_logits_that_are_not_finite_end_one_request_only(model, tokenizer, value
     assert [r.tokens for r in fine] == [c.tokens for c in expected] * 2
 
 
-def test_a_failing_model_ends_what_has_begun_and_no_more(model, tokenizer):
+def test_a_failing_model_ends_what_has_begun_and_no_more(model, tokenizer, monkeypatch):
     engine = Engine(copy.deepcopy(model), tokenizer, max_batch=1)
     begun, waiting = engine.submit([5], eos=[]), engine.submit([6], max_new_tokens=4, eos=[])
     engine.step()
@@ -263,8 +263,15 @@ def test_a_failing_model_ends_what_has_begun_and_no_more(model, tokenizer):
         engine.step()
     assert (begun.reason, str(begun.error), waiting.reason) == ("error", "out of memory", None)
     engine.model.forward = forward
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "KVCache", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError, match="no room"):
+            engine.step()
+    assert (waiting.reason, str(waiting.error)) == ("error", "no room")
+    assert (engine.waiting, engine.running) == (0, 0)
+    later = engine.submit([6], max_new_tokens=4, eos=[])
     engine.drain()
-    assert waiting.tokens == alone(model, tokenizer, {"prompt": [6], "new": 4}, eos=[]).tokens
+    assert later.tokens == alone(model, tokenizer, {"prompt": [6], "new": 4}, eos=[]).tokens
 
 
 def test_submitting_and_cancelling_from_other_threads(model, tokenizer):

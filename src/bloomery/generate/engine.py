@@ -106,7 +106,8 @@ class Engine:
         self._packed = pack(model)
         self._lock = threading.Lock()  # guards _waiting
         self._waiting: deque[Request] = deque()
-        self._joining: _Prefill | None = None
+        self._joining: list[Request] = []  # those whose prompts are being run
+        self._prompts: _Prompts | None = None
         self._running: list[Request] = []  # in the order of the timeline's rows
         self._timeline = self._new_timeline()
 
@@ -118,7 +119,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Requests that have begun and not ended."""
-        return len(self._running) + (len(self._joining.requests) if self._joining else 0)
+        return len(self._running) + len(self._joining)
 
     def submit(
         self,
@@ -194,19 +195,19 @@ class Engine:
             decoded = bool(self._running)
             if decoded:
                 self._decode()
-            if self._joining is None:
-                self._joining = self._admit()
-            joined = self._joining is not None
-            if self._joining is not None:
-                self._prefill(self._joining)
+            if not self._joining:
+                self._admit()
+            joining = bool(self._joining)
+            if joining:
+                self._prefill()
         except Exception as error:
-            begun = self._running + (self._joining.requests if self._joining else [])
-            self._running, self._joining, self._timeline = [], None, self._new_timeline()
+            begun = self._running + self._joining
+            self._running, self._joining, self._prompts, self._timeline = [], [], None, self._new_timeline()
             for request in begun:
                 if request.reason is None:
                     _end(request, "error", error)
             raise
-        return decoded or joined
+        return decoded or joining
 
     def _decode(self) -> None:
         """One token for every running row; those that end leave."""
@@ -231,12 +232,12 @@ class Engine:
         self._running[row] = self._running[-1]
         self._running.pop()
 
-    def _admit(self) -> _Prefill | None:
-        """Waiting requests that are run together next, in their order: as many as fit the batch and one chunk.
+    def _admit(self) -> None:
+        """Let waiting requests join, in their order: as many together as fit the batch and one chunk.
 
         Two with a common beginning that is not stored yet do not go together: the second can copy from the first.
         """
-        requests: list[Request] = []
+        requests = self._joining
         known: list[int] = []  # positions that the store holds of each prompt
         begun: set[bytes] = set()
         with self._lock:
@@ -251,16 +252,15 @@ class Engine:
                 requests.append(self._waiting.popleft())
                 known.append(held)
                 begun.update(request.keys)
-        if not requests:
-            return None
         for request, held in zip(requests, known, strict=True):
             self.prefixes.count(len(request.prompt), held)
             if request.params.repetition_penalty != 1.0:
                 request.seen = seen_tokens([request], self.model.config.vocab_size, self._device)
-        return self._begin(requests, known)
+        if requests:
+            self._prompts = self._lay_out(requests, known)
 
-    def _begin(self, requests: list[Request], known: list[int]) -> _Prefill:
-        """The cache in which the prompts of `requests` are run, with what the store knows of them."""
+    def _lay_out(self, requests: list[Request], known: list[int]) -> _Prompts:
+        """The prompts of `requests`, and the cache in which they are run, with what the store knows of them."""
         lengths = [len(request.prompt) for request in requests]
         longest = max(lengths)
         padding = [longest - length for length in lengths]
@@ -273,26 +273,25 @@ class Engine:
             slot.length = begin
         if any(padding):
             cache.start = torch.tensor(padding, device=self._device)
-        return _Prefill(requests, torch.tensor(tokens, device=self._device), cache)
+        return _Prompts(torch.tensor(tokens, device=self._device), cache)
 
-    def _prefill(self, group: _Prefill) -> None:
+    def _prefill(self) -> None:
         """Run the next chunk of the prompts; after the last one their requests join the batch."""
-        requests, cache = group.requests, group.cache
+        assert self._prompts is not None
+        requests, tokens, cache = self._joining, self._prompts.tokens, self._prompts.cache
         if all(request.cancelled for request in requests):
-            self._joining = None
+            self._joining, self._prompts = [], None
             for request in requests:
                 _end(request, "cancelled")
             return
-        begin = cache.length
-        chunk = group.tokens[:, begin : begin + max(1, CHUNK // len(requests))]
+        chunk = tokens[:, cache.length : cache.length + max(1, CHUNK // len(requests))]
         with self._packed:
             hidden = self.model(chunk, cache=cache).hidden[:, -1]  # (rows, dim)
-        if cache.length < group.tokens.shape[1]:
+        if cache.length < tokens.shape[1]:
             return
         with self._packed:
             logits = self.model.logits(hidden)  # (rows, vocab)
         self._push(requests, logits)
-        self._joining = None
         for row, request in enumerate(requests):
             if request.reason != "error":
                 pad = cache.length - len(request.prompt)
@@ -302,6 +301,7 @@ class Engine:
         if staying:
             self._timeline.add(cache, staying, [len(requests[row].prompt) for row in staying])
             self._running += [requests[row] for row in staying]
+        self._joining, self._prompts = [], None
 
     def _push(self, requests: Sequence[Request], logits: Tensor) -> None:
         """Pick the next token of every request from its logits (requests, vocab) and tell whoever listens."""
@@ -347,10 +347,9 @@ class Engine:
 
 
 @dataclass
-class _Prefill:
-    """Requests whose prompts are being run, padded at the left to the longest."""
+class _Prompts:
+    """Prompts that are being run, padded at the left to the longest."""
 
-    requests: list[Request]
     tokens: Tensor  # (requests, longest prompt) int64
     cache: KVCache
 
