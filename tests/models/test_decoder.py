@@ -403,7 +403,9 @@ def test_every_small_preset(name: str, tmp_path: Any) -> None:
         assert torch.equal(copy.deepcopy(model)(batch).logits, logits)
         half = load_pretrained(tmp_path / name, dtype="bfloat16")
         assert half(batch).logits.dtype == torch.bfloat16
-        torch.testing.assert_close(half(batch).logits.float(), logits, rtol=0.1, atol=0.1)
+        off = (half(batch).logits.float() - logits).abs() > 0.1 + 0.1 * logits.abs()
+        # rounding sends a token near a tie to another expert; without experts nothing is far off
+        assert off.float().mean() <= (0.02 if config.moe is not None else 0)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(batch[:, :-1])
         linear_cross_entropy(out.hidden, model.head_weight, batch[:, 1:]).backward()

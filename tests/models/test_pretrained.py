@@ -332,7 +332,7 @@ def test_every_preset_survives_the_format_it_is_written_in(name: str) -> None:
     expected = {"llama": "llama", "yi": "llama", "qwen2.5": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral"}
     expected |= {"deepseek": "deepseek_v2", "nemotron": "nemotron", "minitron": "nemotron", "grok": "grok-1"}
     expected |= {"ling": "bailing_moe", "afm": "bloomery"}
-    assert family.MODEL_TYPE == expected[name.partition("-")[0]]
+    assert expected[name.partition("-")[0]] == family.MODEL_TYPE
 
 
 def test_what_only_training_uses_survives_in_a_published_format(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_older_ports_of_grok_call_a_norms_scale_scale(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(load_pretrained(tmp_path / "model")(tokens).logits, model.eval()(tokens).logits)
     save_file(old | weights, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"stored twice, once as .*norm\.scale"):
+    with pytest.raises(CheckpointError, match="is stored twice, once as"):
         load_pretrained(tmp_path / "model")
 
 
