@@ -1,0 +1,108 @@
+"""Figures and tables of the Nemotron-4 recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bloomery.lab import Run, figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Mapping[int, Any]]  # what a training run gave, by arm and trial
+CONTINUED = ("flat", "decay", "decay + questions")
+
+
+def show(run: Run, peaks: Mapping[str, Any], runs: Results) -> None:
+    """Continued training with its rate below; the ramp; the activations; every number in tables."""
+    says = "Held-out loss at the end of pretraining and through continued training; below, the learning rate"
+    run.figure("continued", draw_continued(runs), says)
+    run.figure("ramp", draw_ramp(runs), "The ramp and the constant batch, at equal tokens; below, the batch size")
+    losses = {arm: {t: r["source"] for t, r in runs[arm].items()} for arm in peaks}
+    drawn = figures.bars(losses, y="held-out nats per byte", zero=False)
+    run.figure("activations", drawn, "Final loss of each activation at its own best learning rate")
+
+    tried = [
+        (arm, f"{p['rate']:g}", ", ".join(f"{r}: {v:.3f}" for r, v in p["losses"].items())) for arm, p in peaks.items()
+    ]
+    run.table("rates", ["activation", "chosen", "loss at half the tokens, by peak rate"], tried, "Learning rates tried")
+    layers = range(len(runs["relu2"][0]["zeros"]))
+    zeros = [(arm, *(f"{mean([r['zeros'][i] for r in runs[arm].values()]):.1%}" for i in layers)) for arm in peaks]
+    run.table("zeros", ["activation", *(f"layer {i + 1}" for i in layers)], zeros, "Activations that are exactly 0")
+    final = [
+        (name, *(f"{mean([r[key] for r in runs[name].values()]):.3f}" for key in ("source", "questions")))
+        for name in ("relu2", "ramp", *CONTINUED)
+    ]
+    run.table("losses", ["run", "held-out source", "held-out answers"], final, "Mean final loss in nats per byte")
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def draw_continued(runs: Results) -> Figure:
+    """Loss of answers and of source over tokens, from the last third of pretraining on, and the learning rate."""
+    figure, (answers, source, rate) = panels(3)
+    pretrained, begin = runs["relu2"][0]["tokens"], runs["relu2"][0]["tokens"] * 2 / 3
+    colours = (figures.INK, figures.PALETTE[1], figures.PALETTE[2], figures.PALETTE[0])
+    for arm, colour in zip(("relu2", *CONTINUED), colours, strict=True):
+        label, offset, trials = ("pretraining", 0, runs[arm]) if arm == "relu2" else (arm, pretrained, runs[arm])
+        curves = [r["curve"] for r in trials.values()]
+        if offset:  # begin where pretraining ended
+            curves = [[[0, *runs["relu2"][t]["curve"][-1][1:]], *r["curve"]] for t, r in trials.items()]
+        for axes, column in ((answers, 2), (source, 1)):
+            band(axes, curves, column, colour, label, offset, begin)
+        places = [(offset + tokens, lr) for tokens, lr, _ in trials[0]["rates"] if offset + tokens >= begin]
+        rate.plot([x / 1e3 for x, _ in places], [y for _, y in places], color=colour)
+    answers.set(ylabel="nats per byte\nof answers")
+    source.set(ylabel="nats per byte\nof source")
+    rate.set(xlabel="thousand bytes of training", ylabel="learning rate", yscale="log")
+    answers.legend(fontsize=9, frameon=False, labelcolor=figures.INK)
+    return figure
+
+
+def draw_ramp(runs: Results) -> Figure:
+    """Loss of source over tokens with and without the ramp, the batch size below."""
+    figure, (loss, size) = panels(2)
+    for arm, name, colour in (("ramp", "ramp", figures.PALETTE[0]), ("relu2", "constant", figures.PALETTE[1])):
+        band(loss, [r["curve"] for r in runs[arm].values()], 1, colour, name)
+        steps = runs[arm][0]["rates"]
+        size.step([p[0] / 1e3 for p in steps], [p[2] for p in steps], color=colour, where="pre")
+    loss.set(ylabel="held-out nats per byte")
+    size.set(xlabel="thousand bytes of training", ylabel="sequences\nper step", ylim=(0, None))
+    loss.legend(fontsize=9.5, frameon=False, labelcolor=figures.INK)
+    return figure
+
+
+def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    """Axes above each other that share their tokens; the last one is half as high."""
+    figure, first = figures.new(5.4, 1.2 + 1.5 * count)
+    first.remove()
+    axes = figure.subplots(count, 1, sharex=True, height_ratios=[2] * (count - 1) + [1])
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(True, axis="y", alpha=0.12)
+    return figure, axes
+
+
+def band(
+    axes: Axes,
+    curves: Sequence[Sequence[Sequence[float]]],
+    column: int,
+    colour: str,
+    label: str,
+    offset: int = 0,
+    begin: float = 0,
+) -> None:
+    """One column of the curves over tokens from `begin` on: the mean over seeds, and smallest to largest."""
+    points = [points for points in zip(*curves, strict=True) if offset + points[0][0] >= begin]  # (place, seed, column)
+    xs = [(offset + seeds[0][0]) / 1e3 for seeds in points]
+    ys = [[seed[column] for seed in seeds] for seeds in points]
+    axes.plot(xs, [mean(seeds) for seeds in ys], color=colour, label=label)
+    if len(curves) > 1:
+        axes.fill_between(
+            xs, [min(seeds) for seeds in ys], [max(seeds) for seeds in ys], color=colour, alpha=0.18, lw=0
+        )
