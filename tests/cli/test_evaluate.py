@@ -95,6 +95,7 @@ def test_bad_input_gives_one_line(model, refused):
     assert "no task and no file 'arithmetc'" in refused("evaluate", model, "--task", "arithmetc")
     assert "two tasks are called 'q'" in refused("evaluate", model, "--task", file, file)
     assert "shots is 8, but the task has 8" in refused("evaluate", model, "--task", file, "--shots", 8)
+    assert "--core and --shots" in refused("evaluate", model, "--task", file, "--shots", 1, "--core", "v2")
     assert "limit is 0" in refused("evaluate", model, "--task", file, "--limit", 0, "--quiet")
     assert "batch_tokens is 0" in refused("evaluate", model, "--task", file, "--batch-tokens", 0)
     assert "nowhere: not a Hugging Face model folder" in refused("evaluate", "nowhere", "--task", file)

@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse(Options, argv, prog="bloomery evaluate")
     if not options.task:
         raise ConfigError("no task", fix="--task arithmetic, or a JSONL file; see bloomery evaluate --help")
+    if options.core and options.shots is not None:
+        raise ConfigError("--core and --shots contradict each other", fix="CORE has its own number of solved examples")
     if options.batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {options.batch_tokens}", fix="it must be at least 1")
     tasks = read_tasks(options)  # before the model: a mistake in a file should not take minutes to show

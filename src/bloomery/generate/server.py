@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hmac
 import json
+import os
 import socket
 import threading
 import time
@@ -177,7 +178,8 @@ class Server:
         try:
             self._socket = socket.create_server((host, port), family=_family(host), backlog=2048)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host} port {port}: {error}", fix="give another --port") from error
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error  # of names: below zero
+            raise ConfigError(f"cannot listen on {host} port {port}: {why}", fix="give another host or port") from error
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}"
