@@ -377,6 +377,7 @@ def test_initialisation() -> None:
     assert not torch.equal(model.embed.weight, other.embed.weight)
     thinking = LoopedDecoder(inner_thinking(sizes(1), [3]))
     assert (thinking.stacks[0].encodings == 1).all()
+    assert all((route.weights == 0.5).all() for route in thinking(tokens(2, 8)).routes)
 
 
 def test_every_layout_learns(name: str) -> None:

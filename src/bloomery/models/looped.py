@@ -331,9 +331,11 @@ class LoopedDecoder(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw every weight as `Decoder.init_weights` does, where depth is the number of executions.
 
-        Signals begin as zero (A = 0, B of their own std), step encodings as one.
+        Signals begin as zero (A = 0, B of their own std), step encodings as one, router weights w as a half for every
+        token: the residual stream grows over the steps, and a random router would begin saturated.
         """
         c = self.config.decoder
+        indifferent = {id(p) for stack in self.stacks for p in stack.routers.parameters()}
         generator = generator or torch.Generator(self.embed.weight.device).manual_seed(0)
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -341,6 +343,8 @@ class LoopedDecoder(nn.Module):
                     parameter.normal_(std=module.std, generator=generator) if name == "b" else parameter.zero_()
                 elif isinstance(module, LoopedStack):
                     parameter.fill_(1.0)
+                elif id(parameter) in indifferent:
+                    parameter.zero_()
                 elif parameter.dim() == 1:
                     parameter.fill_(0.0 if name == "bias" or isinstance(module, LayerNorm1p) else 1.0)
                 elif c.init == "fan_in":

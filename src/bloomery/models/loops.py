@@ -85,6 +85,11 @@ class LoopedConfig:
                 raise ConfigError(f"{name} is set", where="looped decoder", fix=f"looped blocks know no {name}")
 
     @property
+    def routed(self) -> bool:
+        """Whether a router decides which tokens take a step."""
+        return any(loop.times > 1 and loop.thinking and loop.thinking.fraction for loop in self.loops)
+
+    @property
     def vocab_size(self) -> int:
         """Tokens known."""
         return self.decoder.vocab_size

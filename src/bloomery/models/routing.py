@@ -15,7 +15,7 @@ from bloomery.core.errors import BloomeryError
 from bloomery.nn import Causal, KVSlot, Linear, Rotary
 
 CALIBRATION = 101  # quantiles of router weights that are remembered: every hundredth
-SLOWEST = 0.01  # weight of a new batch in the running quantiles, once a hundred have been seen
+SLOWEST = 0.05  # weight of a new batch in the running quantiles, once twenty have been seen
 
 
 class Router(nn.Module):
