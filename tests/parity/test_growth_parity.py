@@ -101,7 +101,9 @@ def test_mergekit_makes_the_same_bytes(base: Path, grown: Path, tmp_path: Path) 
     slices = [{"sources": [{"model": str(base), "layer_range": [a, b]}]} for a, b in SLICES]
     recipe = yaml.safe_dump({"merge_method": "passthrough", "slices": slices, "dtype": dtype})
     config = MergeConfiguration.model_validate(yaml.safe_load(recipe))
-    merge.run_merge(config, str(tmp_path / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True))
+    merge.run_merge(
+        config, str(tmp_path / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
+    )
     ours, theirs = dict(stored(grown)), dict(stored(tmp_path / "theirs"))
     assert ours.keys() == theirs.keys()
     assert all(ours[name] == theirs[name] for name in theirs)
