@@ -16,6 +16,7 @@ from bloomery.generate import evaluate
 from bloomery.generate.choices import Candidate, score
 from bloomery.generate.evaluate import rolling_windows
 from bloomery.generate.tasks import Question, Task
+from bloomery.models import MLAConfig, MoEConfig
 from bloomery.models.decoder import Decoder
 
 WORDS = ("model", "reads tokens", "writes", "a piece of text", "word", "byte", "stop here", "façade", "日本語")
@@ -53,6 +54,27 @@ def test_scores_do_not_depend_on_what_runs_together(model, questions, batch_toke
             assert likelihood.logprob == pytest.approx(expected, abs=1e-9)
             assert likelihood.tokens == len(candidate.ids) - candidate.begin
             assert likelihood.greedy == greedy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mla": MLAConfig(q_rank=None, kv_rank=12, nope_dim=8, rope_dim=4, v_dim=6), "head_dim": 12, "n_kv_heads": 4},
+        {"moe": MoEConfig(n_experts=4, top_k=2, expert_dim=16), "head_norm": "hidden"},
+        {"softcap": 5.0, "post_norm": True, "norm": "ln1p", "logit_scale": 0.5},
+    ],
+    ids=["latent attention", "experts", "caps"],
+)
+def test_scores_of_other_families(model, changes):
+    config = replace(model.config, **changes)
+    other = Decoder(config, torch.Generator().manual_seed(1)).double().eval()
+    tokens = torch.randint(3, 320, (5, 60), generator=torch.Generator().manual_seed(2)).tolist()
+    questions = [
+        [Candidate([*ids[: 20 + 5 * i], i, j, 40], 21 + 5 * i) for j in range(3, 6)] for i, ids in enumerate(tokens)
+    ]
+    for candidates, found in zip(questions, score(other, questions), strict=True):
+        for candidate, likelihood in zip(candidates, found, strict=True):
+            assert likelihood.logprob == pytest.approx(by_hand(other, *candidate)[0], abs=1e-9)
 
 
 @torch.no_grad()

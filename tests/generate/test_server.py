@@ -447,7 +447,8 @@ def held(start):
 
 def test_a_full_queue_is_said_and_forgotten(held):
     server, waiting, opened = held
-    for refused in (server.complete, lambda: server.chat(stream=True)):
+    large = "The function " * 70_000
+    for refused in (server.complete, lambda: server.chat(stream=True), lambda: server.complete(large)):
         with pytest.raises(openai.RateLimitError) as caught:
             refused()
         assert caught.value.code == "queue_full"
