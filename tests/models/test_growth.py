@@ -346,6 +346,14 @@ def test_dtype_training_mode_and_frozen_weights_stay() -> None:
     assert [block.attn.out.weight.requires_grad for block in grown.blocks] == [True, True, False, True, False, True]
 
 
+def test_yi_6b_grows_to_the_published_size_of_yi_9b() -> None:
+    with torch.device("meta"):
+        base, published = Decoder(preset("yi-6b")), Decoder(preset("yi-9b"))
+        grown = grow(base, GrowthPlan.block(32, 12, 28))
+    assert grown.num_parameters() == published.num_parameters() == 8_829_407_232
+    assert grown.config == replace(base.config, n_layers=48)  # rope base and eps are the base's, not the relative's
+
+
 def test_dense_layers_must_stay_where_the_configuration_has_them() -> None:
     model = Decoder(CONFIGS["experts"])
     with pytest.raises(ConfigError, match=r"layer 1 would be made from layer 0.*first 1 layers are dense.*from 1 on"):
