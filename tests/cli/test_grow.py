@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 TEXTS = [f"The function join number {i} returns a path of {i * 7 % 13} parts. It raises nothing." for i in range(300)]
 
@@ -122,6 +123,37 @@ def test_solar(base, ok):
     written = ok("grow", base, "grown", "--layout", "solar", "--layers", 6, "--shard-gb", 1e-5, "--quiet")
     assert written["sources"] == [0, 1, 2, 1, 2, 3]
     assert len(list(Path("grown").glob("*.safetensors"))) > 1
+
+
+def test_a_grown_folder_trains_on_in_two_stages(base, ok):
+    """As the system's page says: a training file for each stage, and a batch that grows."""
+    from bloomery.corpus import packing, tokenizer
+    from bloomery.models import load_pretrained
+
+    packing.pack(TEXTS[:200], tokenizer.load(base), "general", quiet=True)
+    packing.pack(TEXTS[200:], tokenizer.load(base), "emphasis", quiet=True)
+    ok("grow", base, "grown", "--window", 1, 3, "--quiet")
+    job = {
+        "model": "grown",
+        "tokenizer": str(base),
+        "data": {"general": "general", "emphasis": "emphasis"},
+        "weights": {"general": 0.9, "emphasis": 0.1},
+        "out": "first",
+        "device": "cpu",
+        "train": {
+            "seq_len": 32,
+            "batch_size": 2,
+            "growth": {"window": 3, "epsilon": 1.0, "max_batch_size": 4},
+            "phases": [{"tokens": 1024, "lr": 0.003, "schedule": "constant", "warmup_tokens": 256}],
+        },
+    }
+    Path("first.yaml").write_text(yaml.safe_dump(job))
+    second = job | {"model": "first/model", "weights": {"general": 0.5, "emphasis": 0.5}, "out": "second"}
+    Path("second.yaml").write_text(yaml.safe_dump(second))
+    one, two = ok("train", "first.yaml", "--quiet"), ok("train", "second.yaml", "--quiet")
+    assert one["steps"] < 1024 // 64  # the batch has grown
+    assert two["loss"] < one["loss"]
+    assert load_pretrained("second/model").config.n_layers == 6
 
 
 @pytest.mark.parametrize(
