@@ -21,7 +21,9 @@ STAGES = [
     *(f"pretrain/{arm}-0" for arm in (*ARMS, "ramp")),
     "continue/flat-0",
     "continue/decay-0",
-    "continue/decay-questions-0",
+    "continue/switch-at-0.2-0",
+    "continue/switch-at-0.5-0",
+    "continue/switch-at-once-0",
 ]
 
 
@@ -49,15 +51,16 @@ def read(path: Path) -> Any:
 def test_the_run_leaves_stages_claims_and_figures(finished: Path) -> None:
     assert [stage["name"] for stage in read(finished / "stages.json")] == STAGES
     claims = read(finished / "claims.json")["claims"]
-    assert [claim["margin"] for claim in claims] == [0.6, -0.02, 0.01, 0.0, -0.02, 0.15, -0.02]
+    assert [claim["margin"] for claim in claims] == [0.6, -0.02, 0.01, 0.0, -0.02, 0.15, -0.02, 0.0]
     assert [claim["names"] for claim in claims] == [
         ["relu2", "GELU"],
         ["relu2", "SwiGLU"],
         ["relu2", "GELU"],
         ["ramp", "constant"],
         ["ramp", "constant"],
-        [CONTINUED[2], CONTINUED[0]],
-        [CONTINUED[2], CONTINUED[0]],
+        ["switch at 0.2", "flat"],
+        ["switch at 0.2", "flat"],
+        ["switch at once", "decay"],
     ]
     zeros, *losses = claims
     assert zeros["baseline"]["0"] == 0 < zeros["ours"]["0"] < 1
@@ -80,10 +83,10 @@ def test_results_agree_with_each_other(finished: Path, small: Nemotron4) -> None
     assert base["tokens"] >= small.tokens
     assert ramp["steps"] > 1.2 * base["steps"]
     assert [size for _, _, size in ramp["rates"]] == sorted(size for _, _, size in ramp["rates"])
-    assert {size for _, _, size in ramp["rates"]} == {2, 4, 8}
+    assert {size for _, _, size in ramp["rates"]} == {1, 2, 4}
     last = base["rates"][-1][1]
-    for arm in ("flat", "decay", "decay-questions"):
-        rates = [rate for _, rate, _ in results[f"continue/{arm}-0"]["rates"]]
+    for arm in CONTINUED:
+        rates = [rate for _, rate, _ in results[f"continue/{arm.replace(' ', '-')}-0"]["rates"]]
         assert rates[0] <= small.rates[0] / 10 * 1.0001 <= last * 1.5  # goes on where the base ended
         assert (rates[-1] < rates[0] / 5) == (arm != "flat")
     assert results["continue/flat-0"]["curve"][0] != results["continue/decay-0"]["curve"][0]

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Mapping[int, Any]]  # what a training run gave, by arm and trial
-CONTINUED = ("flat", "decay", "decay + questions")
+CONTINUED: dict[str, float | None] = {  # the share of the first rate at which the second blend begins
+    "flat": None,
+    "decay": None,
+    "switch at 0.2": 0.2,  # the paper's
+    "switch at 0.5": 0.5,
+    "switch at once": 1.0,
+}
 
 
 def show(run: Run, peaks: Mapping[str, Any], runs: Results) -> None:
@@ -47,7 +53,7 @@ def draw_continued(runs: Results) -> Figure:
     """Loss of answers and of source over tokens, from the last third of pretraining on, and the learning rate."""
     figure, (answers, source, rate) = panels(3)
     pretrained, begin = runs["relu2"][0]["tokens"], runs["relu2"][0]["tokens"] * 2 / 3
-    colours = (figures.INK, figures.PALETTE[1], figures.PALETTE[2], figures.PALETTE[0])
+    colours = (figures.INK, *(figures.PALETTE[i] for i in (1, 2, 0, 4, 3)))
     for arm, colour in zip(("relu2", *CONTINUED), colours, strict=True):
         label, offset, trials = ("pretraining", 0, runs[arm]) if arm == "relu2" else (arm, pretrained, runs[arm])
         curves = [r["curve"] for r in trials.values()]
@@ -60,7 +66,7 @@ def draw_continued(runs: Results) -> Figure:
     answers.set(ylabel="nats per byte\nof answers")
     source.set(ylabel="nats per byte\nof source")
     rate.set(xlabel="thousand bytes of training", ylabel="learning rate", yscale="log")
-    answers.legend(fontsize=9, frameon=False, labelcolor=figures.INK)
+    source.legend(fontsize=9, frameon=False, labelcolor=figures.INK, ncols=2)
     return figure
 
 
