@@ -41,7 +41,7 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
         out = rows.new_empty(len(rows), weight.shape[1])
         for group, place in _slices(counts):
-            out[place] = matmul_t(rows[place], weight[group])
+            matmul_t(rows[place], weight[group], out=out[place])
         return out
 
     @staticmethod
@@ -62,9 +62,9 @@ class _GroupedLinear(torch.autograd.Function):
                     grad_weight[group].zero_()
         for group, place in _slices(ctx.counts):
             if grad_rows is not None:
-                grad_rows[place] = matmul_t(grad[place], weight[group].t())
+                matmul_t(grad[place], weight[group].t(), out=grad_rows[place])
             if grad_weight is not None:
-                grad_weight[group] = matmul_t(grad[place].t(), rows[place].t())
+                matmul_t(grad[place].t(), rows[place].t(), out=grad_weight[group])
         return grad_rows, grad_weight, None
 
 

@@ -67,9 +67,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _differentiable_product(x, weight, bias) if recording else _product(x, weight, bias)
 
 
-def matmul_t(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T for matrices a (m, k) and b (n, k); not differentiable."""
-    return _product(a, b) if _onednn_takes(a, b) and a.numel() * b.shape[0] >= SMALL else a @ b.T
+def matmul_t(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b.T for matrices a (m, k) and b (n, k), into `out` (m, n) where it is given; not differentiable."""
+    if _onednn_takes(a, b) and a.numel() * b.shape[0] >= SMALL:
+        return _product(a, b) if out is None else out.copy_(_product(a, b))
+    return torch.mm(a, b.t(), out=out)
 
 
 class PackedWeights:

@@ -150,8 +150,10 @@ class MoE(nn.Module):
         order, counts = self._sorted_by_expert(experts, weights)
         source = order // self.top_k  # token of each assignment, in expert order
         gate, up = grouped_linear(rows[source], self.gate_up, counts).chunk(2, dim=-1)
-        done = grouped_linear(ACTIVATIONS[self.activation](gate) * up, self.down, counts)
-        return torch.zeros_like(rows).index_add(0, source, (done * weights[order, None]).to(rows.dtype))
+        # weighted before the last product, where an assignment is narrowest
+        hidden = ACTIVATIONS[self.activation](gate) * (up * weights[order, None])
+        done = grouped_linear(hidden, self.down, counts)
+        return torch.zeros_like(rows).index_add(0, source, done.to(rows.dtype))
 
     def _sorted_by_expert(self, experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Assignments in expert order, less those over capacity, and how many each expert has."""
