@@ -61,7 +61,7 @@ def test_claims_are_computed_from_the_stages(smoke: Path) -> None:
 
 def test_curves_end_with_the_loss_and_pass_the_early_step(smoke: Path) -> None:
     results = {stage["name"]: stage["result"] for stage in read(smoke / "stages.json")}
-    for arm, last in (("8-experts", 12), ("dense", 12), ("gates-sum-to-1", 12), ("no-post-norms", 8)):
+    for arm, last in (("8-experts", 12), ("dense", 12), ("gates-sum-to-1", 8), ("no-post-norms", 8)):
         curve = results[f"train/{arm}-0"]["curve"]
         assert curve[-1] == [last, results[f"train/{arm}-0"]["loss"]]
         assert dict(map(tuple, curve))[8] == results[f"train/{arm}-0"]["early"]
