@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bloomery import lab
 from bloomery.core.errors import ConfigError
 from bloomery.lab import RunResult
-from bloomery.recipes.apple_afm import AppleAFM, best_losses, best_rate, moves, transferred
+from bloomery.recipes.apple_afm import AppleAFM, best_rate, moves, transferred
 
 GRID = [0.005 * 2**i for i in range(5)]
 
@@ -46,13 +46,13 @@ def test_what_the_claims_compare() -> None:
     """The middle width does not count; each trial is compared with itself."""
     at = [math.log2(rate) for rate in GRID]
     sweeps = {
-        48: {0: valley(at[3], GRID), 1: valley(at[2], GRID)},
+        48: {0: valley(at[3], GRID), 1: valley(at[2], GRID, steep=0.2)},
         96: {0: valley(at[0], GRID), 1: valley(at[0], GRID)},
         192: {0: valley(at[1], GRID, 1.0), 1: valley(at[2], GRID, 1.5)},
     }
     assert moves(sweeps) == {0: pytest.approx(2.0), 1: pytest.approx(0.0, abs=1e-9)}
-    assert transferred(sweeps) == {0: pytest.approx(1.0 + 0.1 * 4), 1: pytest.approx(1.5)}
-    assert best_losses(sweeps[192]) == {0: pytest.approx(1.0), 1: pytest.approx(1.5)}
+    # at width 48, 0.02 gives 2.1 and 2.0, 0.04 gives 2.0 and 2.2: 0.02 is tuned, at which the widest are compared
+    assert transferred(sweeps) == {0: pytest.approx(1.0 + 0.1), 1: pytest.approx(1.5)}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def read(path: Path) -> Any:
 
 def test_the_smoke_run_sweeps_every_arm(smoke: RunResult) -> None:
     results = {stage["name"]: stage["result"] for stage in read(smoke.folder / "stages.json")}
-    assert list(results) == ["base-48-0", "mup-96-0", "plain-96-0", "adamw-48-0"]
+    assert list(results) == ["base-48-0", "adamw-48-0", "mup-96-0", "plain-96-0"]
     for losses in results.values():
         assert list(losses) == ["0.01", "0.04", "0.16"]
         assert all(2 < loss < 6.5 for loss in losses.values())
@@ -95,15 +95,15 @@ def test_the_smoke_run_sweeps_every_arm(smoke: RunResult) -> None:
 
 def test_the_claims_and_the_figure_come_from_the_sweeps(smoke: RunResult) -> None:
     results = {stage["name"]: stage["result"] for stage in read(smoke.folder / "stages.json")}
-    shift, transfer, optimiser = smoke.claims
+    shift, transfer = smoke.claims
     base = results["base-48-0"]
     assert shift.ours[0] == pytest.approx(abs(best_rate(results["mup-96-0"]) - best_rate(base)))
     assert shift.baseline[0] == pytest.approx(abs(best_rate(results["plain-96-0"]) - best_rate(base)))
     rate = min(base, key=base.__getitem__)
     assert transfer.ours[0] == results["mup-96-0"][rate]
     assert transfer.baseline[0] == results["plain-96-0"][rate]
-    assert optimiser.ours[0] == min(base.values())
-    assert optimiser.baseline[0] == min(results["adamw-48-0"].values())
+    behind = min(base.values()) - min(results["adamw-48-0"].values())
+    assert f"is {behind:+.3f} from AdamW" in (smoke.folder / "report.html").read_text(encoding="utf-8")
     figure = (smoke.folder / "figures" / "learning_rates.svg").read_text(encoding="utf-8")
     for label in ("with simple muP", "one rate for all weights", "width 48", "width 96", "peak learning rate"):
         assert label in figure
@@ -127,5 +127,5 @@ def test_a_killed_run_goes_on_with_the_sweep_it_was_in(
         lab.run("apple_afm", preset="smoke", out=tmp_path / "run", quiet=True)
     del trained[:]
     again = lab.run("apple_afm", preset="smoke", out=tmp_path / "run", quiet=True)
-    assert [width for width, _, _ in trained] == [96] * 3 + [48] * 3
+    assert [width for width, _, _ in trained] == [96] * 6
     assert [claim.to_dict() for claim in again.claims] == [claim.to_dict() for claim in smoke.claims]

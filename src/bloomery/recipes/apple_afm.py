@@ -33,7 +33,6 @@ WIDTH_STEP = 3 * HEAD_DIM  # three query heads share a key and value head
 WARMUP = 0.1  # share of the training tokens
 FLOOR = 0.005  # where the cosine ends, as a share of the peak
 DROP = 100.0  # a step whose gradient norm reaches this is skipped
-EQUAL = 0.02  # nats per token (a byte) within which two optimisers count as equal
 
 Losses = dict[str, float]  # learning rate (as JSON spells it) → held-out loss
 
@@ -58,7 +57,7 @@ class AppleAFM(Recipe):
     """Peak learning rates that every model is trained with, in order, each the same multiple of the one before."""
     n_layers: int = 2
     """Layers of every model."""
-    tokens: int = 38_400
+    tokens: int = 30_720
     """Training tokens (bytes) of each run."""
     trials: int = 3
     """Training seeds of every model and rate."""
@@ -66,7 +65,7 @@ class AppleAFM(Recipe):
     """Tokens in a training sequence."""
     batch_size: int = 4
     """Sequences in an optimiser step."""
-    held_out_bytes: int = 16_000
+    held_out_bytes: int = 8_000
     """Text of held-out modules that every model is tested on."""
     # --8<-- [end:fields]
 
@@ -88,20 +87,19 @@ class AppleAFM(Recipe):
         from bloomery.recipes._lm import stdlib_corpus
 
         corpus = stdlib_corpus(self.seed, self.held_out_bytes)
-        base, *wider = self.widths
+        base, *between, widest = self.widths
         scaled: dict[int, dict[int, Losses]] = {}  # width → trial → losses
         plain: dict[int, dict[int, Losses]] = {}
         scaled[base] = plain[base] = self.sweeps(run, corpus, "base", base)  # 1/k is 1: both arms are the same model
-        for width in wider:
+        adamw = self.sweeps(run, corpus, "adamw", base, optimizer="independent_adamw")
+        for width in (widest, *between):  # the claims need the widest, the figure all
             scaled[width] = self.sweeps(run, corpus, "mup", width, mup_width=base)
             plain[width] = self.sweeps(run, corpus, "plain", width)
-        adamw = self.sweeps(run, corpus, "adamw", base, optimizer="independent_adamw")
         show(run, scaled, plain, adamw)
 
-        ratio = wider[-1] / base
         budget = f"{self.tokens:,} training bytes and {len(self.rates)} rates for every model"
         yield Claim(
-            statement=f"With simple muP the best learning rate moves less when the model becomes {ratio:g}x as wide",
+            statement=f"With simple muP the best learning rate moves less from width {base} to width {widest}",
             paper="arXiv:2407.21075",
             ours=moves(scaled),
             baseline=moves(plain),
@@ -112,7 +110,7 @@ class AppleAFM(Recipe):
             note=f"{budget}; the best rate between grid points is that of a parabola through the best three",
         )
         yield Claim(
-            statement=f"The best rate at width {base} makes a better model of width {wider[-1]} with simple muP",
+            statement=f"The rate tuned at width {base} makes a better model of width {widest} with simple muP",
             paper="arXiv:2407.21075",
             ours=transferred(scaled),
             baseline=transferred(plain),
@@ -122,25 +120,16 @@ class AppleAFM(Recipe):
             names=("simple muP", "one rate for all weights"),
             note=f"{budget}; held-out modules of the standard library",
         )
-        yield Claim(
-            statement=f"Apple's optimiser is no worse than AdamW, both at their best rate (width {base})",
-            paper="arXiv:2407.21075 (about equal, slightly better)",
-            ours=best_losses(scaled[base]),
-            baseline=best_losses(adamw),
-            better="lower",
-            margin=-EQUAL,
-            unit="nats/token",
-            names=("RMSProp with momentum", "AdamW"),
-            note=f"{budget}; AdamW with betas 0.9 and 0.95 and independent weight decay 1e-4",
-        )
 
     # --8<-- [end:run]
 
     def sweeps(self, run: Run, corpus: Corpus, arm: str, width: int, **options: Any) -> dict[int, Losses]:
         """Held-out losses of one arm and width, by trial and rate."""
         found: dict[int, Losses] = {}
+        shared = ("seed", "rates", "n_layers", "tokens", "seq_len", "batch_size", "held_out_bytes")
+        inputs = {name: getattr(self, name) for name in shared}  # not widths and trials: more of them add sweeps
         for trial in range(self.trials):
-            stage = run.stage(f"{arm}-{width}-{trial}")
+            stage = run.stage(f"{arm}-{width}-{trial}", **inputs, **options)
             found[trial] = stage(
                 lambda trial=trial: {str(lr): self.train(run, corpus, width, trial, lr, options) for lr in self.rates}
             )
@@ -209,14 +198,10 @@ def moves(sweeps: Mapping[int, Mapping[int, Losses]]) -> dict[int, float]:
 
 
 def transferred(sweeps: Mapping[int, Mapping[int, Losses]]) -> dict[int, float]:
-    """By trial, the loss of the widest model at the grid's best rate for the narrowest."""
-    narrow, wide = sweeps[min(sweeps)], sweeps[max(sweeps)]
-    return {trial: wide[trial][min(losses, key=losses.__getitem__)] for trial, losses in narrow.items()}
-
-
-def best_losses(sweep: Mapping[int, Losses]) -> dict[int, float]:
-    """By trial, the lowest loss over the grid."""
-    return {trial: min(losses.values()) for trial, losses in sweep.items()}
+    """By trial, the loss of the widest model at the grid's best rate for the narrowest (mean over trials)."""
+    tuned = mean(sweeps[min(sweeps)])
+    rate = min(tuned, key=tuned.__getitem__)
+    return {trial: losses[rate] for trial, losses in sweeps[max(sweeps)].items()}
 
 
 # --- what the report shows -------------------------------------------------------------------------------------------
@@ -240,12 +225,17 @@ def show(
     rows = [
         [name, width, *(f"{loss:.3f}" for loss in mean(sweep).values()), f"{2 ** best_rate(mean(sweep)):.4f}"]
         for name, sweeps in arms.items()
-        for width, sweep in sweeps.items()
+        for width, sweep in sorted(sweeps.items())
     ]
     losses = mean(adamw)
     rows.append(["AdamW", min(scaled), *(f"{loss:.3f}" for loss in losses.values()), f"{2 ** best_rate(losses):.4f}"])
-    columns = ["updates", "width", *mean(adamw), "best rate"]
-    run.table("sweeps", columns, rows, "Held-out nats per token at each learning rate, mean over seeds.")
+    columns = ["updates", "width", *losses, "best rate"]
+    behind = min(mean(scaled[min(scaled)]).values()) - min(losses.values())
+    caption = (
+        f"Held-out nats per token (a byte) at each learning rate, mean over seeds. Apple's optimiser at its best is "
+        f"{behind:+.3f} from AdamW at its best; after 3.1T tokens the paper finds the two about equal."
+    )
+    run.table("sweeps", columns, rows, caption)
 
 
 def valleys(arms: Mapping[str, Mapping[int, Mapping[int, Losses]]]) -> Figure:
@@ -255,7 +245,7 @@ def valleys(arms: Mapping[str, Mapping[int, Mapping[int, Losses]]]) -> Figure:
     figure = Figure(figsize=(7.6, 3.2), layout="constrained")
     panels = figure.subplots(1, len(arms), sharey=True)
     for axes, (name, sweeps) in zip(panels, arms.items(), strict=True):
-        for (width, sweep), colour in zip(sweeps.items(), figures.PALETTE, strict=False):
+        for (width, sweep), colour in zip(sorted(sweeps.items()), figures.PALETTE, strict=False):
             curve = mean(sweep)
             rates = [float(rate) for rate in curve]
             lows = [min(losses[rate] for losses in sweep.values()) for rate in curve]
