@@ -178,7 +178,7 @@ def dense(model: LoopedDecoder, ids: Tensor) -> Tensor:
             z = block(z, 0, rotary, mask, firsts[-1])
         y = z * stack.encodings[0]
         for step in range(1, stack.loop.times):
-            w = torch.sigmoid(stack.routers[step - 1].score(y))[..., 0]
+            w = torch.sigmoid(stack.routers[step - 1].score(y * y.square().mean(-1, keepdim=True).rsqrt()))[..., 0]
             count = max(1, round(stack.effort.fraction * seq))
             bar = w.sort(dim=1, descending=True).values[:, count - 1 : count]
             if not model.training:

@@ -332,7 +332,7 @@ class LoopedDecoder(nn.Module):
         """Draw every weight as `Decoder.init_weights` does, where depth is the number of executions.
 
         Signals begin as zero (A = 0, B of their own std), step encodings as one, router weights w as a half for every
-        token: the residual stream grows over the steps, and a random router would begin saturated.
+        token.
         """
         c = self.config.decoder
         indifferent = {id(p) for stack in self.stacks for p in stack.routers.parameters()}

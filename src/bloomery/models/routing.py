@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bloomery.core.errors import BloomeryError
@@ -19,7 +20,9 @@ SLOWEST = 0.05  # weight of a new batch in the running quantiles, once twenty ha
 
 
 class Router(nn.Module):
-    """Which tokens take the next thinking step: those with the largest w = sigmoid(linear(x)).
+    """Which tokens take the next thinking step: those with the largest w = sigmoid(linear(x / rms(x))).
+
+    The residual stream grows over the steps, and w would saturate on it: hence the norm.
 
     Training takes the best `fraction` of each sequence (`top`), evaluation those above a threshold (`above`): the
     running quantile of w over the training batches. All hundredths are kept, so that the fraction can be changed later.
@@ -35,7 +38,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """w (batch, seq), between 0 and 1, in float32 at least."""
-        score = self.score(x).squeeze(-1)
+        score = self.score(F.rms_norm(x, x.shape[-1:])).squeeze(-1)
         return score.to(torch.promote_types(score.dtype, torch.float32)).sigmoid()
 
     def top(self, w: Tensor, fraction: float) -> Tensor:
