@@ -27,7 +27,9 @@ from bloomery.generate import generate
 from bloomery.models import Decoder, load_pretrained
 
 PROMPT_TOKENS = 16
-SIZES = {
+KINDS = ["small", "large", "moe"]
+MOE = "256 × 6, 64 experts, top 6, latent attention"
+SIZES: dict[str, dict[str, Any]] = {
     "256 × 6, 8k vocabulary": {
         "hidden_size": 256,
         "num_hidden_layers": 6,
@@ -44,6 +46,26 @@ SIZES = {
         "intermediate_size": 2048,
         "vocab_size": 32000,
     },
+    MOE: {
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "intermediate_size": 688,
+        "vocab_size": 8192,
+        "moe_intermediate_size": 128,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "topk_method": "greedy",
+        "routed_scaling_factor": 1.0,
+        "kv_lora_rank": 64,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+    },
 }
 
 
@@ -52,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--sizes", choices=["small", "large"], nargs="+", default=["small", "large"])
+    parser.add_argument("--sizes", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=None)
@@ -62,7 +84,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
 
     results = []
-    named = dict(zip(["small", "large"], SIZES.items(), strict=True))
+    named = dict(zip(KINDS, SIZES.items(), strict=True))
     for size in options.sizes:
         name, shape = named[size]
         ours, peer = build(shape, options.device, getattr(torch, options.dtype))
@@ -74,15 +96,16 @@ def main() -> None:
         write_json(options.json, content)
 
 
-def build(shape: dict[str, int], device: str, dtype: torch.dtype) -> tuple[Decoder, Any]:
-    """The same random Llama in both libraries."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def build(shape: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[Decoder, Any]:
+    """The same random Llama, or DeepSeek-V2 where there are experts, in both libraries."""
+    from transformers import AutoModelForCausalLM, DeepseekV2Config, LlamaConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    config = LlamaConfig(**shape, max_position_embeddings=1024, tie_word_embeddings=False, initializer_range=0.1)
-    peer = LlamaForCausalLM(config).to(device, dtype).eval()
+    family = DeepseekV2Config if "n_routed_experts" in shape else LlamaConfig
+    config = family(**shape, max_position_embeddings=1024, tie_word_embeddings=False, initializer_range=0.1)
+    peer = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         ours = load_pretrained(folder, dtype=dtype, device=device)

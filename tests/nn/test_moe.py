@@ -45,6 +45,15 @@ def test_sorting_and_grouping_change_nothing(tokens: int, n_experts: int, data: 
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
 
 
+@torch.no_grad()
+@given(n_experts=st.integers(1, 9), data=st.data())
+def test_one_token_alone_is_no_exception(n_experts: int, data: st.DataObject) -> None:
+    layer = moe(n_experts, data.draw(st.integers(1, n_experts)), shared_dim=5)
+    x = torch.randn(1, 4, 10, dtype=torch.float64)
+    alone = torch.cat([layer(token) for token in x.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(alone, layer(x))
+
+
 def test_an_expert_without_tokens_still_has_a_gradient() -> None:
     layer = moe(n_experts=9, top_k=1)
     layer(torch.randn(1, 2, 10, dtype=torch.float64)).sum().backward()

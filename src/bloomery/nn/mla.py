@@ -93,6 +93,16 @@ class MLAttention(nn.Module):
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, memory: Tensor, mask: Causal) -> Tensor:
         """The same over the latents: all heads share one key head, whose first kv_rank features are the values."""
         k_up, v_up = self.kv_up.weight.view(self.n_heads, -1, self.kv_rank).split([self.nope_dim, self.v_dim], dim=1)
-        q = torch.cat([torch.einsum("bshn,hnr->bshr", q_nope, k_up), q_rope], dim=-1).transpose(1, 2)
+        q_latent = _per_head(q_nope.transpose(1, 2), k_up)  # (batch, heads, seq, kv_rank)
+        q = torch.cat([q_latent, q_rope.transpose(1, 2)], dim=-1)
         mixed = attend(q, memory, memory[..., : self.kv_rank], mask, self.scale)  # (batch, heads, seq, kv_rank)
-        return torch.einsum("bhsr,hvr->bshv", mixed, v_up)
+        return _per_head(mixed, v_up.transpose(1, 2)).transpose(1, 2)
+
+
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x (batch, heads, seq, in) times weight (heads, in, out); the batch never repeats the weights."""
+    batch, heads, seq, _ = x.shape
+    if batch == 1:
+        return torch.bmm(x[0], weight)[None]
+    rows = x.transpose(0, 1).reshape(heads, batch * seq, -1)
+    return torch.bmm(rows, weight).view(heads, batch, seq, -1).transpose(0, 1)

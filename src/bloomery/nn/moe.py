@@ -79,16 +79,18 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (tokens, dim)."""
-        with torch.autocast(x.device.type, enabled=False):
-            exact = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(x.to(exact), self.weight.to(exact))  # (tokens, experts)
-            used = self._warm(logits) if self.warmup and self.training else logits
-            scores = used.softmax(-1) if self.score == "softmax" else used.sigmoid()
-            open_scores = self._limit_groups(scores) if self.top_groups < self.n_groups else scores
-            weights, experts = open_scores.topk(self.top_k, dim=-1)
-            if self.renormalise:
-                weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-            return Routing(experts, weights * self.scale, logits)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        logits = F.linear(x.to(exact), self.weight.to(exact))  # (tokens, experts)
+        used = self._warm(logits) if self.warmup and self.training else logits
+        scores = used.softmax(-1) if self.score == "softmax" else used.sigmoid()
+        open_scores = self._limit_groups(scores) if self.top_groups < self.n_groups else scores
+        weights, experts = open_scores.topk(self.top_k, dim=-1)
+        if self.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routing(experts, weights if self.scale == 1.0 else weights * self.scale, logits)
 
     def _limit_groups(self, scores: Tensor) -> Tensor:
         groups = scores.view(len(scores), self.n_groups, -1)  # (tokens, groups, experts in a group)
@@ -141,7 +143,8 @@ class MoE(nn.Module):
         routing = self.router(rows)
         if routings is not None:
             routings.append(routing)
-        out = self._experts(rows, routing).view_as(x)
+        single = len(rows) == 1 and x.device.type == "cpu" and not torch.is_grad_enabled()
+        out = (self._visit if single else self._experts)(rows, routing).view_as(x)
         return out if self.shared is None else out + self.shared(x)
 
     def _experts(self, rows: Tensor, routing: Routing) -> Tensor:
@@ -154,6 +157,19 @@ class MoE(nn.Module):
         hidden = ACTIVATIONS[self.activation](gate) * (up * weights[order, None])
         done = grouped_linear(hidden, self.down, counts)
         return torch.zeros_like(rows).index_add(0, source, done.to(rows.dtype))
+
+    def _visit(self, rows: Tensor, routing: Routing) -> Tensor:
+        """`_experts` for one token alone, as in decoding: its experts in turn, nothing sorted, gathered or copied."""
+        x, chosen = rows[0], routing.experts[0].tolist()
+        hidden = x.new_empty(self.top_k, 2 * self.expert_dim)
+        for place, expert in zip(hidden, chosen, strict=True):
+            torch.mv(self.gate_up[expert], x, out=place)
+        gate, up = hidden.chunk(2, dim=-1)
+        hidden = ACTIVATIONS[self.activation](gate) * (up * routing.weights.to(x.dtype).view(-1, 1))
+        out = torch.zeros_like(x)
+        for part, expert in zip(hidden, chosen, strict=True):
+            torch.addmv(out, self.down[expert], part, out=out)
+        return out[None]
 
     def _sorted_by_expert(self, experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Assignments in expert order, less those over capacity, and how many each expert has."""
