@@ -25,6 +25,9 @@ PEERS = {
     "curate": True,
     "pretrain": False,
     "generate": False,
+    "serving": False,
+    "moe": False,
+    "loss": False,
 }  # whether the peer has its own interpreter
 HEAD = """# Benchmarks
 

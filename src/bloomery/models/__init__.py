@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bloomery.models.config import DecoderConfig, MLAConfig, MoEConfig
+from bloomery.models.context import extend_context
 from bloomery.models.decoder import Block, Decoder, Output
 from bloomery.models.looped import LoopedDecoder
 from bloomery.models.loops import Loop, LoopedConfig, LowRank, Thinking, inner_thinking, ringformer
@@ -28,6 +29,7 @@ __all__ = [
     "Output",
     "Thinking",
     "convert_pretrained",
+    "extend_context",
     "inner_thinking",
     "load_config",
     "load_pretrained",
