@@ -72,7 +72,7 @@ def made(name: str, seed: int = 0) -> LoopedDecoder:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            std = 2.0 if "routers" in key else 0.3  # weights that spread over 0 … 1
+            std = 0.5 if "routers" in key else 0.3  # weights that spread over 0 … 1
             parameter.normal_(mean=float(key.endswith("encodings")), std=std, generator=generator)
     for batch in range(20):
         model(tokens(4, 16, seed=batch))
