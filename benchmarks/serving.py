@@ -200,7 +200,7 @@ def main() -> None:
     if options.only in (None, "prefixes"):
         results.append(prefixes(options.rounds, device, dtype))
     if options.only in (None, "speculative"):
-        results += [speculative(options.rounds, device, dtype, agreeing) for agreeing in (0.05, 0.2)]
+        results += [speculative(options.rounds, device, dtype, agreeing) for agreeing in (0.01, 0.03)]
     content = report(results, options)
     show(content)
     if options.json:
