@@ -139,10 +139,10 @@ def test_the_seed_decides_and_pieces_concatenate(model, draft, tokenizer):
 
 
 def test_the_models_keep_their_modes(model, draft, tokenizer):
-    trained = copy.deepcopy(model).train()
-    generate(trained, tokenizer, [[5]], max_new_tokens=4, draft=draft)
+    trained, drafting = copy.deepcopy(model).train(), copy.deepcopy(draft).train()
+    generate(trained, tokenizer, [[5]], max_new_tokens=4, draft=drafting)
     assert trained.training
-    assert draft.training
+    assert drafting.training
     trained(torch.tensor([[3, 4]])).logits.sum().backward()
 
 
