@@ -252,6 +252,13 @@ def test_the_normalised_head_has_unit_columns_or_rows_and_is_never_changed() -> 
         torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)
         model.eval()(tokens(1, 3)).logits.sum()
         assert torch.equal(model.head.weight, before)
+        assert model.head_weight is model.head_weight, "normalised once"
+        model.head.weight.mul_(torch.rand(model.head.weight.shape) + 1)
+        norms = model.head_weight.norm(dim=dim)
+        torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)
+        moved = copy.deepcopy(model)
+        moved.head.weight.zero_()
+        assert not moved.head_weight.any(), "a copy does not answer from the original's memory"
 
 
 @pytest.mark.parametrize("config", [SMALL, preset("llama-tiny"), preset("qwen2-tiny"), preset("llama-3.2-1b")])

@@ -137,7 +137,7 @@ class TokenWindows:
             order, shift = _epoch(count, self.n_tokens - 1 - count * seq_len, seed, int(epoch))
             mine = epochs == epoch
             starts[mine] = order[index[mine]] * seq_len + shift
-        return self._at(starts[:, None] + np.arange(seq_len + 1))
+        return self.at(starts[:, None] + np.arange(seq_len + 1))
 
     def windows(self, seq_len: int) -> Iterator[dict[str, np.ndarray]]:
         """All tokens in order, as windows of up to seq_len + 1 that begin with the last token of the one before.
@@ -147,14 +147,15 @@ class TokenWindows:
         if self.n_tokens < 2:
             raise DataError("the pack has no token to predict", where=self.name)
         for start in range(0, self.n_tokens - 1, seq_len):
-            yield self._at(np.arange(start, min(start + seq_len + 1, self.n_tokens)))
+            yield self.at(np.arange(start, min(start + seq_len + 1, self.n_tokens)))
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document, begin and end token included, int64."""
         stop = self.boundaries[number + 1] if number + 1 < self.n_documents else self.n_tokens
         return self.tokens[self.boundaries[number] : stop].astype(np.int64)
 
-    def _at(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+    def at(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Tokens and document numbers at these positions, both int64, of the positions' shape."""
         documents = np.searchsorted(self.boundaries, positions, side="right") - 1
         return {"tokens": self.tokens[positions].astype(np.int64), "documents": documents.astype(np.int64)}
 

@@ -179,6 +179,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config.norm, config.dim, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size, bias=False)
+        self._normalised: tuple[tuple[int, int], Tensor] | None = None  # the head as last normalised, without gradients
         if self.embed.weight.device.type != "meta":
             self.init_weights(generator)
 
@@ -222,7 +223,15 @@ class Decoder(nn.Module):
         """(vocab, dim): what turns hidden states into logits; the embedding when tied, normalised if asked for."""
         if self.head is None:
             return self.embed.weight
-        return normalised_head(self.head.weight, self.config.head_norm)
+        weight = self.head.weight
+        if self.config.head_norm == "none":
+            return weight
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return normalised_head(weight, self.config.head_norm)
+        state = (weight.data_ptr(), weight._version)  # decoding asks at every token: normalise once per change
+        if self._normalised is None or self._normalised[0] != state:
+            self._normalised = (state, normalised_head(weight, self.config.head_norm))
+        return self._normalised[1]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -46,7 +46,7 @@ class HeldOutSample:
         places = self.stream.n_windows(seq_len)
         for number in np.linspace(0, places - 1, max(1, min(places, self.wanted // seq_len))).astype(int):
             begin = int(number) * seq_len
-            yield self.stream._at(np.arange(begin, begin + seq_len + 1))
+            yield self.stream.at(np.arange(begin, begin + seq_len + 1))
 
 
 def stdlib_corpus(seed: int, held_out_bytes: int = 100_000, train_bytes: int | None = None) -> Corpus:
