@@ -183,7 +183,7 @@ class FillInTheMiddle(Step):
             )
         ]
         if short := int((choice.lost > 0).sum()):
-            logger("corpus").info("fill in the middle: %d documents cut to %s characters", short, self.max_length)
+            logger("corpus").debug("fill in the middle: %d documents cut to %s characters", short, self.max_length)
         batch = with_column(with_texts(batch, told), "fim", pa.array(choice.order, pa.string()))
         return with_column(batch, "fim_lost", pa.array(choice.lost, pa.int64()))
 

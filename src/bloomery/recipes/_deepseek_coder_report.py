@@ -13,8 +13,6 @@ from bloomery.lab import Run, figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREFIX_BINS = (0, 25, 50, 75, 1 << 30)  # characters before a gap
-
 Loads = Sequence[tuple[int, Sequence[float]]]  # (optimiser step, share of each expert)
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm -> seed -> result
 
@@ -52,7 +50,8 @@ def show_gaps(run: Run, found: Found) -> None:
         "prefix alone (left to right)": ("plain", "prefix_only_bins"),
         "prefix alone (fim)": ("fim", "prefix_only_bins"),
     }
-    places = list(range(len(PREFIX_BINS) - 1))
+    edges = next(iter(found["plain"].values()))["edges"]
+    places = list(range(len(edges) - 1))
     curves = {
         name: [
             (places, [np.nan if value is None else value for value in result[bins]]) for result in found[arm].values()
@@ -60,8 +59,7 @@ def show_gaps(run: Run, found: Found) -> None:
         for name, (arm, bins) in sides.items()
     }
     figure = figures.lines(curves, x="characters before the gap", y="nats per byte of the gap")
-    names = [f"{low}-{high - 1}" for low, high in pairwise(PREFIX_BINS[:-1])]
-    figure.axes[0].set_xticks(places, [*names, f"{PREFIX_BINS[-2]} and more"])
+    figure.axes[0].set_xticks(places, [f"{low}-{high - 1}" for low, high in pairwise(edges)])
     run.figure(
         "gap", figure, "What a byte inside a line of held-out code costs. The band spans the seeds. Lower is better."
     )

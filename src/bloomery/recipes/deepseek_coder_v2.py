@@ -33,7 +33,7 @@ from bloomery.corpus.examples import PackedExamples
 from bloomery.corpus.fim import BYTE_MARKS, BYTE_VOCABULARY, FillInTheMiddle, Parts
 from bloomery.lab import Claim, Recipe, Run, recipe
 from bloomery.recipes import _lm
-from bloomery.recipes._deepseek_coder_report import PREFIX_BINS, show
+from bloomery.recipes._deepseek_coder_report import show
 from bloomery.worlds.stdlib_source import SourceText, sources
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ ARMS = {  # balance loss, share of rearranged documents
 }
 LATENT_RANK, HEAD = 32, 32  # widths of the cached latent and of a head, half of which turns with position
 Example = tuple[Any, Any]  # token ids and loss mask, int64 arrays of one length
-LOAD_POINTS = 20  # times that the experts' loads are measured while training
+LOAD_POINTS, LOAD_ROWS = 20, 64  # how often the experts' loads are measured while training, and on how many rows
 GAP_LINE = 6  # characters that a line must have, without its indentation, for a gap to lie in it
 
 
@@ -58,8 +58,7 @@ class DeepSeekCoderV2(Recipe):
     """Latent attention, balanced experts and fill-in-the-middle, each beside the model without it."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"dim": 32, "layers": 2, "experts": 4, "seq_len": 64, "batch_size": 4, "steps": 6, "trials": 1,
-                  "gaps": 20, "tokens": 12},
+        "smoke": {"dim": 32, "experts": 4, "batch_size": 4, "steps": 6, "trials": 1, "gaps": 20, "tokens": 12},
         "cpu": {},
         "gpu": {"dim": 512, "layers": 8, "experts": 32, "seq_len": 1024, "batch_size": 64, "steps": 6000, "lr": 1e-3,
                 "gaps": 4000, "tokens": 512},
@@ -69,21 +68,21 @@ class DeepSeekCoderV2(Recipe):
     """Width of the decoder; it has dim / 32 heads."""
     layers: int = 2
     """Layers, of which the first is dense and the others have experts."""
-    experts: int = 16
+    experts: int = 8
     """Routed experts in a layer, two of which see a token, beside a shared one."""
-    seq_len: int = 128
+    seq_len: int = 64
     """Bytes predicted in a training row, which is one document."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Rows in an optimiser step."""
-    steps: int = 600
+    steps: int = 300
     """Optimiser steps of every arm."""
     lr: float = 6e-3
     """Peak learning rate of every arm."""
-    balance: float = 0.01
+    balance: float = 0.04
     """Coefficient of the balance loss, in the arms that have one."""
     rate: float = 0.5
     """Share of the documents that the arm `fim` rearranges."""
-    gaps: int = 500
+    gaps: int = 300
     """Held-out documents, each with one gap to fill."""
     tokens: int = 64
     """Tokens decoded one by one to compare decoding with training."""
@@ -162,7 +161,7 @@ class DeepSeekCoderV2(Recipe):
         apart: dict[int, float] = {}
         for trial in range(self.trials):
             drawn = generator(self.seed, "cache", trial)
-            model = Decoder(replace(latent, init="fan_in"), drawn).eval()  # weights large enough to tell them apart
+            model = Decoder(latent, drawn).eval()
             tokens = torch.randint(BYTE_VOCABULARY, (2, self.tokens), generator=drawn)
             with torch.no_grad():
                 at_once = model(tokens).logits
@@ -202,6 +201,7 @@ class DeepSeekCoderV2(Recipe):
             vocab_size=BYTE_VOCABULARY, dim=self.dim, n_layers=self.layers, n_heads=self.dim // HEAD,
             n_kv_heads=self.dim // HEAD, head_dim=HEAD, ffn_dim=5 * self.dim // 2,
             max_positions=max(self.seq_len, self.tokens), norm_eps=1e-6, rope_layout="interleaved",
+            init="fan_in",
             mla=MLAConfig(q_rank=None, kv_rank=LATENT_RANK, nope_dim=HEAD // 2, rope_dim=HEAD // 2, v_dim=HEAD),
             moe=MoEConfig(
                 n_experts=self.experts, top_k=2, expert_dim=self.dim // 2, shared_dim=self.dim, first_dense=1,
@@ -233,7 +233,7 @@ class DeepSeekCoderV2(Recipe):
 
         def watch(step: int, values: Mapping[str, float]) -> None:
             if step % every == 0 or step == self.steps - 1:
-                loads.append((step + 1, expert_loads(model, test.rows[: self.batch_size])[0].tolist()))
+                loads.append((step + 1, expert_loads(model, test.rows[:LOAD_ROWS])[0].tolist()))
 
         data = self.training_rows(self.rate if rearranged else 0.0, trial)
         fit = _lm.fit(
@@ -319,13 +319,14 @@ class HeldOutCode:
         self.plain = PackedExamples([row(fim.encode_bytes(piece)) for piece in self.pieces])
         self.rows = np.stack([row(fim.encode_bytes(piece))[0][:-1] for piece in self.pieces])  # (pieces, seq)
         self.seq_len = recipe.seq_len
+        self.edges = [self.seq_len * quarter // 4 for quarter in range(5)]  # of bins of prefixes' lengths
 
     def measure(self, model: Decoder, fills: bool) -> dict[str, Any]:
         """Nats per byte of the gaps, given the prefix alone and (where the model `fills`) the suffix too."""
         sides = {"prefix_only": False} | ({"gap": True} if fills else {})
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"edges": self.edges}
         for name, with_suffix in sides.items():
-            bins = [self._loss(model, low, high, with_suffix) for low, high in pairwise(PREFIX_BINS)]
+            bins = [self._loss(model, low, high, with_suffix) for low, high in pairwise(self.edges)]
             nats, size = np.sum(bins, axis=0)
             found |= {name: nats / size, f"{name}_bins": [n / s if s else None for n, s in bins]}
         return found
