@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -205,3 +206,17 @@ def test_cache_bookkeeping() -> None:
         cache.truncate(2)
     cache.truncate(0)
     assert cache.start is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9])
+@torch.no_grad()
+def test_linear_of_a_few_rows(rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the exchanged product is taken it gives the same numbers and a contiguous result."""
+    monkeypatch.setattr(sys.modules["bloomery.nn.linear"], "_EXCHANGE", True)
+    monkeypatch.setattr(sys.modules["bloomery.nn.linear"], "_ONEDNN", None)
+    x, weight = torch.randn(1, rows, 300), torch.randn(1024, 300)
+    offset = torch.randn(1024) if bias else None
+    ours = linear(x, weight, offset)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, F.linear(x, weight, offset), rtol=1e-5, atol=1e-4)

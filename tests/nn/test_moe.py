@@ -132,12 +132,14 @@ def losses_by_hand(routing: Routing, batch: int, groups: int, top_groups: int) -
         part = slice(b * seq, (b + 1) * seq)
         p = routing.logits[part].softmax(-1).mean(0)
         f = torch.bincount(routing.experts[part].flatten(), minlength=n) * n / (k * seq)
-        total["balance"] += float((f * p).sum()) / batch
+        total["balance"] += float((f * p).sum().detach()) / batch
         for d in range(groups):
             inside = slice(d * size, (d + 1) * size)
             sent = sum(any(d * size <= e < (d + 1) * size for e in row) for row in routing.experts[part].tolist())
-            total["device_balance"] += float(f[inside].mean() * p[inside].sum()) / batch
-            total["communication_balance"] += groups / (top_groups * seq) * sent * float(p[inside].sum()) / batch
+            total["device_balance"] += float((f[inside].mean() * p[inside].sum()).detach()) / batch
+            total["communication_balance"] += (
+                groups / (top_groups * seq) * sent * float(p[inside].sum().detach()) / batch
+            )
     return total
 
 
@@ -190,3 +192,11 @@ def test_warm_up_is_random_then_gone_and_belongs_to_the_state() -> None:
     before = layer.router.passes.clone()
     layer.eval().router(x[0])
     assert layer.router.passes == before
+
+
+@torch.no_grad()
+@given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=5), width=st.sampled_from([3, 8]))
+def test_grouped_product_without_gradients(counts: list[int], width: int) -> None:
+    rows, weight = torch.randn(sum(counts), width), torch.randn(len(counts), 12, width)
+    expected = [part @ w.T for part, w in zip(rows.split(counts), weight, strict=True)]
+    torch.testing.assert_close(grouped_linear(rows, weight, torch.tensor(counts)), torch.cat(expected))

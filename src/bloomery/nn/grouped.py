@@ -17,12 +17,16 @@ def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
     The first counts[0] rows belong to group 0, the next counts[1] to group 1, and so on; `counts` is (groups,) int64
     and a group may be empty. Every matrix gets a gradient, zero where its group is empty. On CUDA this is PyTorch's
-    grouped matrix product; on a CPU, one product per group over contiguous slices.
+    grouped matrix product; on a CPU, in training, one product per group over contiguous slices, with gradients
+    written in place.
     """
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
-    if rows.device.type == "cuda":
+    # On a CPU that kernel is the same loop without Python's share in it; it wants rows of whole 16 bytes, and its
+    # gradients are copied once more than ours.
+    aligned = all(width * rows.element_size() % 16 == 0 for width in weight.shape[1:])
+    if rows.device.type == "cuda" or (aligned and not torch.is_grad_enabled() and rows.dtype == torch.float32):
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
     return _differentiable_grouped(rows, weight, counts.tolist())
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW = 8  # rows up to which, and from two on, MKL is faster on an AMD processor with the operands exchanged
 SMALL = 1 << 18  # below so many multiplications oneDNN's set-up (some 10 µs) is not earned back
 
 
@@ -45,6 +46,7 @@ def _is_intel() -> bool:
 
 
 _ONEDNN = _find_onednn()
+_EXCHANGE = _ONEDNN is None and not _is_intel() and torch.backends.mkl.is_available()
 _PACKED: ContextVar[dict[int, Tensor]] = ContextVar("packed weights", default={})  # noqa: B039 - never written to
 
 
@@ -58,7 +60,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias for x (..., in), weight (out, in), bias (out,): `F.linear`, possibly faster."""
     if not _onednn_takes(x, weight):
-        return F.linear(x, weight, bias)
+        return _few_rows(x, weight, bias) if _few_rows_help(x, weight) else F.linear(x, weight, bias)
     recording = torch.is_grad_enabled()
     if not recording and (packed := _PACKED.get().get(id(weight))) is not None:
         return _product(x, packed, bias)
@@ -92,6 +94,31 @@ class PackedWeights:
 
     def __exit__(self, *error: object) -> None:
         _PACKED.reset(self._outer)
+
+
+def _few_rows_help(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product is one of a few rows with a large matrix, without gradients, on an AMD processor's MKL.
+
+    MKL multiplies two to eight rows by a weight at half the speed of the same product transposed (8192×768 on Zen 3:
+    9.2 against 5.5 ms for eight rows). Batched decoding and the check of a draft consist of such products.
+    """
+    return (
+        _EXCHANGE
+        and 1 < x.numel() // max(x.shape[-1], 1) <= FEW
+        and x.numel() * weight.shape[0] >= SMALL
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = torch.mm(weight, x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
+    return product if bias is None else product + bias
 
 
 def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
