@@ -1,4 +1,4 @@
-"""Run every benchmark in turn and write their tables to docs/benchmarks.md.
+"""Run every benchmark in turn and write their tables to docs/benchmarks.md; with `--only`, the others' tables stay.
 
     python benchmarks/run_all.py --peer-python .venv-peers/bin/python
 
@@ -34,7 +34,7 @@ HEAD = """# Benchmarks
 Ours and the peer do the same work in turns on one machine; each figure is the median of several rounds. `make bench`
 runs all of them and rewrites this page; each script under `benchmarks/` can be run alone and says what it measures.
 
-Measured on {machine}, {date}.
+Sections may come from different days and machines: each says which.
 """
 
 
@@ -57,8 +57,15 @@ def markdown(result: dict) -> str:
     """One benchmark's result as a section."""
     rows = [result["columns"], ["---"] * len(result["columns"]), *result["rows"]]
     table = "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
-    parts = [f"## {result['title']}", result["setup"], table, *result.get("notes", [])]
+    where = f"Measured on {machine()}, {datetime.date.today()}."
+    parts = [f"## {result['title']}", result["setup"], table, *result.get("notes", []), where]
     return "\n\n".join(parts)
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """The sections a page has, by title."""
+    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
+    return {part.partition("\n")[0]: "## " + part.strip() for part in parts}
 
 
 def main() -> int:
@@ -67,7 +74,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has scrapy and datatrove")
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=list(PEERS))
     args = parser.parse_args()
-    sections, failed = [], []
+    sections, failed = sections_of(PAGE) if set(args.only) != set(PEERS) else {}, []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
             out = Path(folder) / f"{name}.json"
@@ -77,12 +84,12 @@ def main() -> int:
             if subprocess.run(command).returncode or not out.exists():
                 failed.append(name)
                 continue
-            sections.append(markdown(json.loads(out.read_text())))
+            result = json.loads(out.read_text())
+            sections[result["title"]] = markdown(result)
     if failed:
         print(f"failed: {', '.join(failed)}; {PAGE} is left as it was", file=sys.stderr)
         return 1
-    head = HEAD.format(machine=machine(), date=datetime.date.today())
-    PAGE.write_text(head + "\n" + "\n\n".join(sections) + "\n")
+    PAGE.write_text(HEAD + "\n" + "\n\n".join(sections.values()) + "\n")
     print(f"wrote {PAGE}")
     return 0
 
