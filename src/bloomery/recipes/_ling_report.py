@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from bloomery.lab import Run, figures
@@ -67,12 +68,11 @@ def show(
     run.table("evaluation", ["evaluation", *(f"seed {trial}" for trial in runs[EXPERTS])], table, caption)
 
 
-def _curves(runs: Runs, *arms: str, until: int | None = None) -> figures.Series:
+def _curves(runs: Runs, *arms: str, until: float = inf) -> figures.Series:
     """Held-out loss by step, a line for each arm and seed, up to step `until`."""
-    return {
-        arm: [
-            tuple(zip(*[(s, v) for s, v in result["curve"] if until is None or s <= until], strict=True))
-            for result in runs[arm].values()
-        ]
-        for arm in arms
-    }
+    return {arm: [_line(result["curve"], until) for result in runs[arm].values()] for arm in arms}
+
+
+def _line(curve: Sequence[tuple[int, float]], until: float) -> tuple[list[int], list[float]]:
+    shown = [(step, loss) for step, loss in curve if step <= until]
+    return [step for step, _ in shown], [loss for _, loss in shown]
