@@ -10,10 +10,14 @@ from torch import Tensor
 from bloomery.nn import Causal, Documents, attend
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None, cap: float | None = None
+) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.mT / q.shape[-1] ** 0.5
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if cap is not None:  # before the mask: a capped minus infinity would be visible
+        scores = cap * (scores / cap).tanh()
     return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
 
 
@@ -45,6 +49,24 @@ def test_causal_with_and_without_padding(seed: int, size: tuple[int, int, int], 
         )
         torch.testing.assert_close(ours[row : row + 1, :, real:], alone)
     assert ours.isfinite().all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 999), size=sizes, keys=st.integers(1, 20), width=st.integers(1, 9), data=st.data(),
+    scale=st.sampled_from([None, 0.3]), cap=st.sampled_from([None, 0.5, 30.0]),
+)  # fmt: skip
+def test_scales_caps_and_values_of_another_width(
+    seed: int, size: tuple[int, int, int], keys: int, width: int, data: st.DataObject, scale: float | None,
+    cap: float | None,
+) -> None:  # fmt: skip
+    queries = data.draw(st.integers(1, keys))
+    q, k, _ = draw(seed, *size, queries, keys)
+    v = torch.randn(*k.shape[:3], width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    place = torch.arange(keys)
+    causal = place <= place[keys - queries :, None]
+    ours = attend(4 * q, k, v, Causal(), scale, cap)
+    torch.testing.assert_close(ours, written_out(4 * q, k, v, causal, scale, cap))
 
 
 @settings(deadline=None, max_examples=40)

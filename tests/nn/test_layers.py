@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,19 @@ from hypothesis import strategies as st
 from bloomery.core.errors import ConfigError, DataError
 from bloomery.models import preset
 from bloomery.nn import (
+    ACTIVATIONS,
+    MLP,
     GatedMLP,
     KVCache,
+    LayerNorm1p,
     Linear,
     LinearScaling,
     Llama3Scaling,
+    NTKScaling,
     PackedWeights,
     RMSNorm,
     Rope,
+    YarnScaling,
     linear,
     rotate,
 )
@@ -116,10 +122,65 @@ def test_rope_scalings() -> None:
     assert ((scaled <= plain) & (scaled >= plain / 8))[between].all()
 
 
+def test_ntk_scaling_is_a_larger_base() -> None:
+    scaled = Rope(64, 10_000.0, 8, NTKScaling(factor=4.0)).frequencies()
+    torch.testing.assert_close(scaled, Rope(64, 10_000.0 * 4 ** (64 / 62), 8).frequencies())
+    torch.testing.assert_close(scaled[-1], Rope(64, 10_000.0, 8).frequencies()[-1] / 4)
+
+
+def test_yarn_keeps_fast_pairs_and_stretches_slow_ones() -> None:
+    plain = Rope(64, 10_000.0, 8).frequencies()
+    yarn = YarnScaling(factor=40.0, original_max_positions=4096, mscale=0.707, mscale_all_dim=0.707)
+    scaled = Rope(64, 10_000.0, 8, yarn).frequencies()
+    turns = 4096 * plain / (2 * torch.pi)
+    torch.testing.assert_close(scaled[turns > 40], plain[turns > 40])
+    torch.testing.assert_close(scaled[turns < 0.7], plain[turns < 0.7] / 40)
+    assert yarn.table_factor == 1.0
+    assert yarn.softmax_factor == pytest.approx(1.5896, rel=1e-4)
+    generic = YarnScaling(factor=4.0, original_max_positions=64)
+    assert generic.table_factor == pytest.approx(1.1386, rel=1e-4)
+    assert generic.softmax_factor == 1.0
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_partial_rope_turns_the_first_features_and_passes_the_rest(layout: str) -> None:
+    x = torch.randn(2, 5, 3, 10)
+    rotary = Rope(6, 100.0, 8, layout=layout)(slice(0, 5), 5, CPU)  # type: ignore[arg-type]
+    turned = rotate(x, rotary)
+    assert torch.equal(turned[..., 6:], x[..., 6:])
+    torch.testing.assert_close(turned[..., :6], rotate(x[..., :6].contiguous(), rotary))
+    assert not torch.equal(turned[:, 1:, :, :6], x[:, 1:, :, :6])
+
+
+def test_layer_norm_counts_its_weight_from_one() -> None:
+    norm = LayerNorm1p(7, 1e-5)
+    x = torch.randn(3, 7)
+    torch.testing.assert_close(norm(x), F.layer_norm(x, (7,)))
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    torch.testing.assert_close(norm(x), F.layer_norm(x, (7,), 1 + norm.weight, norm.bias, 1e-5))
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_plain_and_gated_layers(activation: Any) -> None:
+    act = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x) ** 2}
+    act["gelu_tanh"] = lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    x = torch.randn(4, 6)
+    plain, gated = MLP(6, 9, True, activation), GatedMLP(6, 9, True, activation)
+    torch.testing.assert_close(plain(x), plain.down(act[activation](plain.up(x))))
+    gate, up = gated.gate_up(x).chunk(2, -1)
+    torch.testing.assert_close(gated(x), gated.down(act[activation](gate) * up))
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: LinearScaling(factor=0.5),
+        lambda: YarnScaling(factor=0.5, original_max_positions=8),
+        lambda: YarnScaling(factor=4.0, original_max_positions=0),
+        lambda: YarnScaling(factor=4.0, original_max_positions=8, beta_fast=1.0, beta_slow=2.0),
+        lambda: NTKScaling(factor=float("nan")),
         lambda: LinearScaling(factor=float("nan")),
         lambda: Llama3Scaling(factor=8, low_freq_factor=4, high_freq_factor=4, original_max_positions=8),
         lambda: Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_positions=0),

@@ -43,6 +43,19 @@ def test_equals_the_plain_loss(seed: int, n: int, dim: int, vocab: int, chunk: i
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@given(seed=st.integers(0, 10_000), chunk=st.integers(1, 12), reduction=st.sampled_from(["sum", "mean"]))
+def test_the_normalisers_penalty(seed: int, chunk: int, reduction: str) -> None:
+    hidden, weight, targets = problem(seed, 9, 4, 6, torch.float64)
+    targets[0] = 0
+    logits, counted = F.linear(hidden, weight), targets != IGNORE
+    penalty = 0.3 * logits.logsumexp(-1)[counted].square()
+    penalty = penalty.sum() if reduction == "sum" else penalty.mean()
+    plain = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction) + penalty
+    ours = linear_cross_entropy(hidden, weight, targets, reduction=reduction, z_loss=0.3, chunk=chunk)
+    for a, b in zip(with_gradients(plain, hidden, weight), with_gradients(ours, hidden, weight), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_float32_at_training_sizes() -> None:
     """The path that oneDNN takes, against float64."""
     hidden, weight, targets = problem(1, 600, 64, 1000, torch.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bloomery.models.decoder import Decoder, DecoderConfig
+from bloomery.models import Decoder, DecoderConfig, MoEConfig
 from bloomery.train import next_token
 
 CONFIG = DecoderConfig(vocab_size=31, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, ffn_dim=24)
@@ -71,3 +71,20 @@ def test_a_batch_without_targets_gives_zero_and_no_gradient(model: Decoder) -> N
     loss.backward()
     assert (loss.item(), int(metrics["weight"])) == (0.0, 0)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_decoders_own_terms_are_added_in_training_only() -> None:
+    moe = MoEConfig(n_experts=4, top_k=2, expert_dim=8, balance=0.5, z_loss=0.25)
+    config = DecoderConfig(**CONFIG.to_dict() | {"moe": moe, "z_loss": 0.1})
+    model, data = Decoder(config).double(), batch()
+    loss, metrics = next_token(model.train(), data)
+    output = model(data["tokens"][:, :-1])
+    logits, targets = output.logits.flatten(0, 1), data["tokens"][:, 1:].flatten()
+    plain = F.cross_entropy(logits, targets, reduction="sum")
+    extra = 0.5 * output.aux["balance"] + 0.25 * output.aux["z"]
+    torch.testing.assert_close(loss, plain + 0.1 * logits.logsumexp(-1).square().sum() + 33 * extra)
+    torch.testing.assert_close(metrics["moe_balance"], 33 * output.aux["balance"].detach())
+    assert 1 <= metrics["moe_load"] / 33 <= 2  # two of four experts each
+    evaluated, metrics = next_token(model.eval(), data)
+    torch.testing.assert_close(evaluated, plain)
+    assert set(metrics) == {"weight"}
