@@ -115,9 +115,9 @@ PACKAGE = {
     "src/pkg/json.py": "",
     "src/pkg/sub/__init__.py": "",
     "src/pkg/sub/deep.py": "from .. import core\nfrom ..core import x\nfrom . import no\nfrom ... import nothing\n",
-    "scripts/run.py": "import pkg\nimport helper\nfrom pkg.sub import deep, other\nimport numpy\n",
-    "scripts/helper.py": "import pkg.sub.deep as d\n",
-    "tests/helper.py": "",
+    "scripts/run.py": "import pkg\nimport tools\nfrom pkg.sub import deep, other\nimport numpy\n",
+    "scripts/tools.py": "import pkg.sub.deep as d\n",
+    "tests/tools.py": "",
 }
 
 
@@ -128,11 +128,11 @@ def test_python_names_are_resolved_as_python_does():
     assert found["src/pkg/sub/deep.py"] == {"src/pkg/core.py", "src/pkg/sub/__init__.py"}
     assert found["scripts/run.py"] == {
         "src/pkg/__init__.py",
-        "scripts/helper.py",  # the nearer of two
+        "scripts/tools.py",  # the nearer of two
         "src/pkg/sub/deep.py",
         "src/pkg/sub/__init__.py",
     }
-    assert found["scripts/helper.py"] == {"src/pkg/sub/deep.py"}
+    assert found["scripts/tools.py"] == {"src/pkg/sub/deep.py"}
     done = order(found)
     assert done.index("src/pkg/core.py") < done.index("src/pkg/sub/deep.py") < done.index("scripts/run.py")
 
