@@ -437,6 +437,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+def test_a_field_that_is_null_is_no_misspelling_of_its_other_name() -> None:
+    fields = Fields({"num_shared_experts": None}, "config.json")
+    assert fields.either(("num_shared_experts", "n_shared_experts"), 0, int) == 0
+    fields.finish()
+
+
 def test_an_absurd_depth_is_refused_at_once(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=10**9)
     with pytest.raises(CheckpointError, match="1000000000 layers, the files hold 21 tensors"):

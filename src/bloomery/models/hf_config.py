@@ -66,7 +66,7 @@ class Fields:
 
     def finish(self) -> None:
         """Raise if a field nobody asked for is nearly the name of one that was asked for and is absent."""
-        for name in self.data:
+        for name in sorted(self.data.keys() - self._absent):
             if close := difflib.get_close_matches(name, self._absent - self.data.keys(), n=1, cutoff=0.9):
                 raise ConfigError(f"unknown field {name!r}", where=self.where, fix=f"did you mean {close[0]!r}?")
 
