@@ -106,10 +106,10 @@ def test_the_batch_grows_on_a_plateau(run: Path) -> None:
 
 
 def test_two_stages_at_one_rate() -> None:
-    config = Yi9B.configure("cpu").continuation(100_000, 2)
+    config = Yi9B.configure("cpu").continuation(64_000, 2)
     first, second = config.phases
     assert (first.data, second.data) == ("general", "emphasis")
-    assert first.tokens + second.tokens == 100_000
+    assert first.tokens + second.tokens == 64_000
     assert first.lr == second.lr
     assert {first.schedule, second.schedule} == {"constant"}
     assert first.warmup_tokens == 20 * 8 * 96

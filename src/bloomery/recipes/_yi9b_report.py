@@ -36,7 +36,7 @@ def show(run: Run, reports: Mapping[int, Any], arms: Results) -> None:
             f"{_mean(trials, 'init'):.4f}",
             f"{_mean(trials, 'init') - base:+.4f}",
             f"{_mean(trials, 'final'):.4f}",
-            f"{fmean(r['problems'][1] for r in trials.values()):.4f}",
+            f"{_mean(trials, 'problems'):.4f}",
             f"{trials[0]['parameters']:,}",
             f"{trials[0]['tokens']:,}",
         )

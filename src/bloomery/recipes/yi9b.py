@@ -75,9 +75,9 @@ class Yi9B(Recipe):
     """Layers of the base."""
     grown: int = 12
     """Layers after growth, an even number (SOLAR's two parts are equal)."""
-    tokens: int = 384_000
+    tokens: int = 540_000
     """Training tokens (bytes) of the base."""
-    continued: int = 100_000
+    continued: int = 64_000
     """Training tokens of each grown model."""
     seq_len: int = 96
     """Bytes in a training sequence."""
@@ -91,7 +91,7 @@ class Yi9B(Recipe):
     """Constant learning rate of continued training, the same for all arms."""
     trials: int = 3
     """Training seeds of every compared run."""
-    test_bytes: int = 24_000
+    test_bytes: int = 12_000
     """Held-out source to measure on."""
 
     def __post_init__(self) -> None:
@@ -201,7 +201,8 @@ class Yi9B(Recipe):
             "cosine": report.without_first,
             "cosine_with_first": report.cosine,
             "windows": {plan.sources[plan.copies[0]]: value for plan, value in losses.items()},  # by its first layer
-            "alphas": {a: loss(preview(model, replace(chosen, alpha=a))) for a in (0.0, 0.25, 0.5, 0.75, 1.0)},
+            "problems": self.measure(model, texts.unseen),
+            "alphas": {a: loss(preview(model, replace(chosen, alpha=a))) for a in (0.0, 0.25, 0.5, 1.0)},
             "plans": {arm: self.plan(arm, report.without_first).sources for arm in GROWN},
         }
 
@@ -253,7 +254,7 @@ class Yi9B(Recipe):
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             growth=BatchGrowth(window=self.window, max_batch_size=4 * self.batch_size),
-            eval_every=-(-tokens // 3),
+            eval_every=first,
             seed=self.seed + 1000 + trial,  # other rows than the base has seen last
         )
 
@@ -279,7 +280,6 @@ class Yi9B(Recipe):
             curve.append((seen, self.measure(model, texts.held_out)))
             return {"held_out": curve[-1][1]}
 
-        before = self.measure(model, texts.unseen)
         data = {"general": self.blend(texts, GENERAL), "emphasis": self.blend(texts, EMPHASIS)}
         config = self.continuation(tokens, trial)
         train(model, next_token, data, config, evaluate=evaluate, after_step=[note], log=run.log, quiet=run.quiet)
@@ -288,7 +288,7 @@ class Yi9B(Recipe):
         return {
             "init": init,
             "final": curve[-1][1],
-            "problems": (before, self.measure(model, texts.unseen)),
+            "problems": self.measure(model, texts.unseen),
             "curve": curve,
             "batches": batches,
             "tokens": seen,
