@@ -1,1 +1,1 @@
-"""Nothing about models: errors, seeds, atomic files, progress, hashing, configuration, devices."""
+"""Nothing about models: errors, seeds, atomic files, progress, hashing, configuration, devices, arrays out of pickles."""
