@@ -1,1 +1,1 @@
-"""Nothing about models: errors, seeds, atomic files, progress, hashing, configuration, devices, arrays out of pickles."""
+"""Nothing about models: errors, seeds, atomic files, progress, hashing, configuration, devices, safe unpickling."""
