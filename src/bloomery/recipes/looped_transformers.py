@@ -238,7 +238,7 @@ class LoopedTransformers(Recipe):
             ours=deep[HOP_ARMS[0]],
             baseline=deep[HOP_ARMS[1]],
             better="higher",
-            margin=0.6,
+            margin=0.7,
             unit=f"accuracy on chains of {self.hops}",
             names=(f"{self.hops} levels", "one level"),
             note=f"equal parameters; guessing among the labels gives {1 / self.chase().labels:.2f}",
