@@ -74,7 +74,7 @@ class LoopedTransformers(Recipe):
     """Bytes in a training sequence."""
     batch_size: int = 4
     """Sequences in an optimiser step of a language model."""
-    rates: list[float] = field(default_factory=lambda: [2e-3, 4e-3, 8e-3])
+    rates: list[float] = field(default_factory=lambda: [4e-3, 8e-3])
     """Peak learning rates that every language model tries, ascending."""
     task_dim: int = 32
     """Width of the models of both pointer tasks, a multiple of 4."""
@@ -88,7 +88,7 @@ class LoopedTransformers(Recipe):
     """Share of the tokens that take a second thinking step."""
     alpha: float = 8.0
     """Weight of the second step before the router's, which is between 0 and 1."""
-    task_rates: list[float] = field(default_factory=lambda: [6e-3, 12e-3, 24e-3])
+    task_rates: list[float] = field(default_factory=lambda: [6e-3, 12e-3])
     """Peak learning rates that every model of the pointer tasks tries, ascending."""
     tuning_share: float = 0.3
     """Length of a tuning run, as a share of the whole."""
@@ -154,7 +154,7 @@ class LoopedTransformers(Recipe):
 
         def loss(tokens: int, rate: float, trial: int) -> Any:
             model = made(config, self.seed, trial)
-            settings = self.training(tokens, rate, trial, self.seq_len, self.batch_size, evaluations=6)
+            settings = self.training(tokens, rate, trial, self.seq_len, self.batch_size, evaluations=3)
             return fit(run, model, corpus.train, corpus.held_out, settings, log=run.log)
 
         short = int(self.text_tokens * self.tuning_share)
