@@ -49,6 +49,7 @@ class Grok1(Recipe):
                 "seq_len": 512, "rates": [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], "test_bytes": 500_000},
     }  # fmt: skip
 
+    # --8<-- [start:fields]
     dim: int = 64
     """Width of the model, a multiple of 32."""
     depth: int = 4
@@ -69,6 +70,7 @@ class Grok1(Recipe):
     """Training seeds of every compared run."""
     test_bytes: int = 20_000
     """Held-out source to measure on."""
+    # --8<-- [end:fields]
 
     def __post_init__(self) -> None:
         for name in ("depth", "expert_dim", "early", "batch_size", "seq_len", "trials", "test_bytes"):
