@@ -23,7 +23,7 @@ CONTINUED: dict[str, float | None] = {  # the share of the first rate at which t
 
 def show(run: Run, peaks: Mapping[str, Any], runs: Results) -> None:
     """Continued training with its rate below; the ramp; the activations; every number in tables."""
-    says = "Held-out loss at the end of pretraining and through continued training; below, the learning rate"
+    says = "Held-out loss in continued training, against the end of pretraining; below, the learning rate"
     run.figure("continued", draw_continued(runs), says)
     run.figure("ramp", draw_ramp(runs), "The ramp and the constant batch, at equal tokens; below, the batch size")
     losses = {arm: {t: r["source"] for t, r in runs[arm].items()} for arm in peaks}
@@ -50,23 +50,22 @@ def mean(values: Sequence[float]) -> float:
 
 
 def draw_continued(runs: Results) -> Figure:
-    """Loss of answers and of source over tokens, from the last third of pretraining on, and the learning rate."""
+    """Change of both losses since the end of pretraining, which takes the seeds' own levels out, and the rate."""
     figure, (answers, source, rate) = panels(3)
-    pretrained, begin = runs["relu2"][0]["tokens"], runs["relu2"][0]["tokens"] * 2 / 3
-    colours = (figures.INK, *(figures.PALETTE[i] for i in (1, 2, 0, 4, 3)))
-    for arm, colour in zip(("relu2", *CONTINUED), colours, strict=True):
-        label, offset, trials = ("pretraining", 0, runs[arm]) if arm == "relu2" else (arm, pretrained, runs[arm])
-        curves = [r["curve"] for r in trials.values()]
-        if offset:  # begin where pretraining ended
-            curves = [[[0, *runs["relu2"][t]["curve"][-1][1:]], *r["curve"]] for t, r in trials.items()]
-        for axes, column in ((answers, 2), (source, 1)):
-            band(axes, curves, column, colour, label, offset, begin)
-        places = [(offset + tokens, lr) for tokens, lr, _ in trials[0]["rates"] if offset + tokens >= begin]
-        rate.plot([x / 1e3 for x, _ in places], [y for _, y in places], color=colour)
-    answers.set(ylabel="nats per byte\nof answers")
-    source.set(ylabel="nats per byte\nof source")
-    rate.set(xlabel="thousand bytes of training", ylabel="learning rate", yscale="log")
-    source.legend(fontsize=9, frameon=False, labelcolor=figures.INK, ncols=2)
+    for arm, colour in zip(CONTINUED, (figures.PALETTE[i] for i in (1, 2, 0, 4, 3)), strict=True):
+        changes = []
+        for trial, result in runs[arm].items():
+            _, *base = runs["relu2"][trial]["curve"][-1]
+            places = [[0.0, *base], *result["curve"]]
+            changes.append([(tokens, a - base[0], b - base[1]) for tokens, a, b in places])
+        band(answers, changes, 2, colour, arm)
+        band(source, changes, 1, colour, arm)
+        steps = runs[arm][0]["rates"]
+        rate.plot([tokens / 1e3 for tokens, _, _ in steps], [lr for _, lr, _ in steps], color=colour)
+    for axes, text in ((answers, "answers"), (source, "source")):
+        axes.set(ylabel=f"change in nats\nper byte of {text}")
+    rate.set(xlabel="thousand bytes after pretraining", ylabel="learning rate", yscale="log")
+    source.legend(fontsize=9, frameon=False, labelcolor=figures.INK, loc="lower left", ncols=2)
     return figure
 
 
@@ -94,21 +93,13 @@ def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, axes
 
 
-def band(
-    axes: Axes,
-    curves: Sequence[Sequence[Sequence[float]]],
-    column: int,
-    colour: str,
-    label: str,
-    offset: int = 0,
-    begin: float = 0,
-) -> None:
-    """One column of the curves over tokens from `begin` on: the mean over seeds, and smallest to largest."""
-    points = [points for points in zip(*curves, strict=True) if offset + points[0][0] >= begin]  # (place, seed, column)
-    xs = [(offset + seeds[0][0]) / 1e3 for seeds in points]
+def band(axes: Axes, curves: Sequence[Sequence[Sequence[float]]], column: int, colour: str, label: str) -> None:
+    """One column of the curves over tokens: the mean over seeds, and smallest to largest."""
+    points = list(zip(*curves, strict=True))  # (place, seed, column)
+    xs = [seeds[0][0] / 1e3 for seeds in points]
     ys = [[seed[column] for seed in seeds] for seeds in points]
     axes.plot(xs, [mean(seeds) for seeds in ys], color=colour, label=label)
     if len(curves) > 1:
         axes.fill_between(
-            xs, [min(seeds) for seeds in ys], [max(seeds) for seeds in ys], color=colour, alpha=0.18, lw=0
+            xs, [min(seeds) for seeds in ys], [max(seeds) for seeds in ys], color=colour, alpha=0.13, lw=0
         )

@@ -74,7 +74,7 @@ class Nemotron4(Recipe):
     """Width of the model, a multiple of 48."""
     depth: int = 2
     """Layers."""
-    tokens: int = 180_000
+    tokens: int = 150_000
     """Training tokens (bytes) of each pretraining run."""
     continued: float = 0.15
     """Tokens of continued training, as a share of `tokens`."""
@@ -84,8 +84,8 @@ class Nemotron4(Recipe):
     """Bytes in a training sequence."""
     batch_size: int = 4
     """Sequences in an optimiser step; the ramp begins with a quarter, then takes a half."""
-    rates: list[float] = field(default_factory=lambda: [2e-3, 4e-3, 8e-3, 16e-3])
-    """Peak learning rates to try for each activation, ascending."""
+    rates: list[float] = field(default_factory=lambda: [5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+    """Peak learning rates to try for each activation, ascending, from the middle outwards."""
     trials: int = 3
     """Training seeds of every compared run."""
     test_bytes: int = 16_000
