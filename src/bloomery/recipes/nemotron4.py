@@ -74,7 +74,7 @@ class Nemotron4(Recipe):
     """Width of the model, a multiple of 48."""
     depth: int = 2
     """Layers."""
-    tokens: int = 150_000
+    tokens: int = 120_000
     """Training tokens (bytes) of each pretraining run."""
     continued: float = 0.15
     """Tokens of continued training, as a share of `tokens`."""
@@ -172,6 +172,7 @@ class Nemotron4(Recipe):
             gated=gated,
             rope_dim=head_dim // 2,
             tie_embeddings=False,
+            init_std=self.dim**-0.5,  # the published 0.0134 at width 6144 is 1.05 of this; a gate needs it most
         )
 
     def model(self, arm: str, trial: int) -> Decoder:
