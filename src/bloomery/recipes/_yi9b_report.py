@@ -20,12 +20,16 @@ def show(run: Run, reports: Mapping[int, Any], arms: Results) -> None:
     }
     figure = figures.lines(curves, x="layer", y="cosine of input and output")
     run.figure("cosine", figure, "How parallel each layer of the base leaves the residual stream; band over seeds.")
+    begun, ended = ({trial: r[key] for trial, r in arms["base"].items()} for key in ("init", "final"))
     grown = {arm: trials for arm, trials in arms.items() if arm != "base"}
-    for key, when in (("init", "before any training"), ("final", "after continued training")):
-        shown = grown if key == "init" else arms
-        drawn = {arm: {t: r[key] for t, r in trials.items()} for arm, trials in shown.items()}
-        run.figure(f"{key}_loss", figures.bars(drawn, y="held-out nats per byte", zero=False), f"Held-out loss {when}.")
-    paths = {arm: [_columns(r["curve"]) for r in trials.values()] for arm, trials in arms.items()}
+    rise = {arm: {t: r["init"] - begun[t] for t, r in trials.items()} for arm, trials in grown.items()}
+    figure = figures.bars(rise, y="nats per byte over the base")
+    run.figure("init_loss", figure, "What growing costs before any training: held-out loss less that of the base.")
+    left = {arm: {t: r["final"] - ended[t] for t, r in trials.items()} for arm, trials in grown.items()}
+    figure = figures.bars(left, y="nats per byte over the base")
+    caption = "After continued training: held-out loss less that of the base trained on for as many operations."
+    run.figure("final_loss", figure, caption)
+    paths = {arm: [_columns(r["curve"]) for r in arms[arm].values()] for arm in ("block", "zero-init", "base")}
     figure = figures.lines(paths, x="bytes of continued training", y="held-out nats per byte")
     run.figure("continued", figure, "Held-out source while training goes on; the second stage holds more arithmetic.")
 
@@ -43,10 +47,9 @@ def show(run: Run, reports: Mapping[int, Any], arms: Results) -> None:
         for arm, trials in arms.items()
     ]
     columns = ["arm", "init", "rise over the base", "final", "final on problems", "parameters", "bytes trained on"]
-    caption = f"Mean over seeds, nats per byte of held-out source. The base began at {base:.4f} and, on problems, at "
-    caption += (
-        f"{fmean(r['problems'][0] for r in arms['base'].values()):.4f}; its row has as many operations as the others."
-    )
+    unseen = _mean(reports, "problems")
+    caption = f"Means over the seeds in nats per byte. Before growth: {base:.4f} on held-out source, {unseen:.4f} on "
+    caption += "problems. All rows have as many operations."
     run.table("losses", columns, rows, caption)
 
     count = len(reports[0]["plans"]["block"]) - len(layers)
