@@ -57,6 +57,7 @@ class Texts:
     probe: PackedExamples  # questions about held-out modules; the answers count
 
 
+# --8<-- [start:fields]
 @recipe(paper="arXiv:2402.16819", stage="pretrain")
 @dataclass(kw_only=True)
 class Nemotron4(Recipe):
@@ -74,7 +75,7 @@ class Nemotron4(Recipe):
     """Width of the model, a multiple of 48."""
     depth: int = 2
     """Layers."""
-    tokens: int = 120_000
+    tokens: int = 150_000
     """Training tokens (bytes) of each pretraining run."""
     continued: float = 0.15
     """Tokens of continued training, as a share of `tokens`."""
@@ -84,7 +85,7 @@ class Nemotron4(Recipe):
     """Bytes in a training sequence."""
     batch_size: int = 4
     """Sequences in an optimiser step; the ramp begins with a quarter, then takes a half."""
-    rates: list[float] = field(default_factory=lambda: [5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+    rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
     """Peak learning rates to try for each activation, ascending, from the middle outwards."""
     trials: int = 3
     """Training seeds of every compared run."""
@@ -92,6 +93,7 @@ class Nemotron4(Recipe):
     """Held-out source to measure on."""
     test_questions: int = 120
     """Held-out questions to measure on."""
+    # --8<-- [end:fields]
 
     def __post_init__(self) -> None:
         for name in ("depth", "tokens", "seq_len", "trials", "test_bytes", "test_questions"):
