@@ -12,21 +12,32 @@ from torch import Tensor
 from bloomery.nn.linear import matmul_t
 
 
+def _works_on_cpu() -> bool:
+    """Whether this PyTorch's grouped product takes float32 on a CPU."""
+    try:
+        rows, weight = torch.eye(4), torch.eye(4).expand(2, 4, 4)
+        return torch.equal(F.grouped_mm(rows, weight, offs=torch.tensor([1, 4], dtype=torch.int32)), rows)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+_ON_CPU = _works_on_cpu()
+
+
 def grouped_linear(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """Each group of rows times its own matrix: (rows, in) and (groups, out, in) give (rows, out).
 
     The first counts[0] rows belong to group 0, the next counts[1] to group 1, and so on; `counts` is (groups,) int64
-    and a group may be empty. Every matrix gets a gradient, zero where its group is empty. On CUDA this is PyTorch's
-    grouped matrix product; on a CPU, in training, one product per group over contiguous slices, with gradients
-    written in place.
+    and a group may be empty. Every matrix gets a gradient, zero where its group is empty. This is PyTorch's grouped
+    product where it can be had (CUDA; on a CPU float32 with widths that are multiples of 4), and else one product per
+    group over contiguous slices.
     """
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
-    # On a CPU that kernel is the same loop without Python's share in it; it wants rows of whole 16 bytes, and its
-    # gradients are copied once more than ours.
+    # On a CPU that kernel is the same loop without Python's share in it; it wants float32 and rows of whole 16 bytes.
     aligned = all(width * rows.element_size() % 16 == 0 for width in weight.shape[1:])
-    if rows.device.type == "cuda" or (aligned and not torch.is_grad_enabled() and rows.dtype == torch.float32):
+    if rows.device.type == "cuda" or (_ON_CPU and aligned and rows.dtype == torch.float32):
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
     return _differentiable_grouped(rows, weight, counts.tolist())
 
