@@ -51,7 +51,7 @@ def attend(
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         visible = mask.visible(queries, keys, q.device)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-    return mixed[..., :narrow]
+    return mixed if mixed.shape[3] == narrow else mixed[..., :narrow]  # a slice costs a copy in the backward pass
 
 
 def _attend_capped(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None, softcap: float) -> Tensor:
