@@ -117,12 +117,18 @@ class Words:
         mask = _between(self.data | 0x20, "a", "z")
         if not self.is_ascii:
             lead = np.flatnonzero(self.data >= 0xC2)
-            mask[lead] = _alphabetic_table()[_code_points(self.data, lead)]
+            mask[lead] = _alphabetic_table()[code_points(self.data, lead)]
         return mask
 
 
 def blocks(texts: pa.StringArray, lower: bool = False) -> Iterator[Words]:
     """The words of all documents, in blocks of whole documents; `lower` turns A-Z into a-z first."""
+    for data, bounds in each_block(texts):
+        yield split_words(data, bounds, lower)
+
+
+def each_block(texts: pa.StringArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The text of whole documents, about a megabyte at a time: uint8 (B,), and where each begins: int64 (D + 1,)."""
     if len(texts) == 0:
         return
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
@@ -132,7 +138,7 @@ def blocks(texts: pa.StringArray, lower: bool = False) -> Iterator[Words]:
     while begin < len(texts):
         end = int(np.searchsorted(offsets, offsets[begin] + BLOCK_BYTES, side="right")) - 1
         end = min(max(end, begin + 1), len(texts))
-        yield split_words(data[offsets[begin] : offsets[end]], offsets[begin : end + 1] - offsets[begin], lower)
+        yield data[offsets[begin] : offsets[end]], offsets[begin : end + 1] - offsets[begin]
         begin = end
 
 
@@ -234,8 +240,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _code_points(data: np.ndarray, lead: np.ndarray) -> np.ndarray:
-    """Code points of the characters whose first (non-ASCII) byte is at `lead`."""
+def code_points(data: np.ndarray, lead: np.ndarray) -> np.ndarray:
+    """Code points of the characters whose first (non-ASCII) byte is at `lead`: int32, like `lead`."""
     first = data[lead].astype(np.int32)
     one, two, three = (data[lead + k].astype(np.int32) & 0x3F for k in (1, 2, 3))
     return np.select(
