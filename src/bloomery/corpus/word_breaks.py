@@ -97,7 +97,8 @@ def _boundaries(flags: np.ndarray, document: np.ndarray) -> np.ndarray:
     attached[1:] = has(flags[1:], ATTACHES) & ~has(flags[:-1], BREAKS)
     attached &= ~document
     if not attached.any():
-        return ~_joined(flags, document) | document
+        unjoined: np.ndarray = ~_joined(flags, document)
+        return unjoined | document
     base = np.flatnonzero(~attached)
     joined = _joined(flags[base], document[base])
     # WB3c and WB3d come before WB4: they look at the very character before, attached or not.
@@ -142,7 +143,7 @@ def _joined_at(at: np.ndarray, flags: np.ndarray, document: np.ndarray) -> np.nd
     two, one, this, after = (around[at + offset] for offset in range(4))
     two[document[at - 1]] = 0  # do not look across a document's start (at 0 nothing stands before anyway)
     after[np.append(document, True)[at + 1]] = 0
-    joined = has(one, CR) & has(this, LF)  # WB3
+    joined: np.ndarray = has(one, CR) & has(this, LF)  # WB3
     joined |= has(one, ZWJ) & has(this, PICTOGRAPHIC)  # WB3c
     middle = MID_LETTER | QUOTE
     joined |= has(one, LETTER) & has(this, middle) & has(after, LETTER)  # WB6
@@ -161,7 +162,8 @@ def _joined_at(at: np.ndarray, flags: np.ndarray, document: np.ndarray) -> np.nd
 
 def has(flags: np.ndarray, properties: int) -> np.ndarray:
     """Whether each character has one of the properties: bool, like `flags`."""
-    return (flags & np.uint32(properties)) != 0
+    found: np.ndarray = (flags & np.uint32(properties)) != 0
+    return found
 
 
 @functools.cache
