@@ -97,8 +97,8 @@ def _boundaries(flags: np.ndarray, document: np.ndarray) -> np.ndarray:
     attached[1:] = has(flags[1:], ATTACHES) & ~has(flags[:-1], BREAKS)
     attached &= ~document
     if not attached.any():
-        unjoined: np.ndarray = ~_joined(flags, document)
-        return unjoined | document
+        apart: np.ndarray = ~_joined(flags, document) | document
+        return apart
     base = np.flatnonzero(~attached)
     joined = _joined(flags[base], document[base])
     # WB3c and WB3d come before WB4: they look at the very character before, attached or not.
