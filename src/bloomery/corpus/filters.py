@@ -231,11 +231,11 @@ def _repetition(words: Words, top: tuple[int, ...], repeated: tuple[int, ...]) -
         count = np.bincount(owner, minlength=words.documents)
         found[f"{name}s"] = _ratio(np.bincount(owner[copies], minlength=words.documents), count)
         found[f"{name}_characters"] = _ratio(words.per_document(size[copies], owner[copies]), total)
-    found.update(_ngrams(words, total, top, repeated))
+    found.update(ngram_fractions(words, total, top, repeated))
     return found
 
 
-def _ngrams(words: Words, total: np.ndarray, top: tuple[int, ...], repeated: tuple[int, ...]) -> Measures:
+def ngram_fractions(words: Words, total: np.ndarray, top: tuple[int, ...], repeated: tuple[int, ...]) -> Measures:
     """Grow n-grams word by word; only where both (n-1)-grams inside occur twice can the n-gram occur twice."""
     found: Measures = {}
     n_words = len(words.starts)

@@ -151,14 +151,29 @@ def split_words(text: np.ndarray, bounds: np.ndarray, lower: bool = False) -> Wo
     space = np.ones(len(text) + 1, dtype=bool)  # there is a space before the first byte and after the last
     np.bitwise_or(_between(text, "\t", "\r"), _between(text, "\x1c", " "), out=space[:-1])
     _mark_wide_spaces(data, space[:-1])
-    change = np.empty(len(text) + 1, dtype=bool)
+    return _between_spaces(data, bounds, space)
+
+
+def fasttext_words(texts: pa.StringArray) -> Iterator[Words]:
+    """The words as fastText splits text: at ASCII white space and NUL only. (It also counts line ends; we do not.)"""
+    for text, bounds in each_block(texts):
+        data = np.zeros(len(text) + 8, dtype=np.uint8)
+        data[: len(text)] = text
+        space = np.ones(len(text) + 1, dtype=bool)
+        space[:-1] = _between(text, "\t", "\r") | (text == ord(" ")) | (text == 0)
+        yield _between_spaces(data, bounds, space)
+
+
+def _between_spaces(data: np.ndarray, bounds: np.ndarray, space: np.ndarray) -> Words:
+    """The runs of bytes that are not `space` (B + 1,), cut where a document ends."""
+    change = np.empty(len(space), dtype=bool)
     change[:1] = ~space[:1]
     np.not_equal(space[1:], space[:-1], out=change[1:])
     edges = np.flatnonzero(change)
     starts, ends = edges[0::2], edges[1::2]
     # A word that crosses a document's end is two words.
     crossed = np.unique(bounds[1:-1])
-    crossed = crossed[(crossed > 0) & (crossed < len(text))]
+    crossed = crossed[(crossed > 0) & (crossed < len(space) - 1)]
     crossed = crossed[~space[crossed - 1] & ~space[crossed]]
     if len(crossed):
         starts = np.sort(np.concatenate([starts, crossed]))

@@ -1,0 +1,104 @@
+"""Whole pipelines: RefinedWeb's filters, DCLM-Baseline, Gopher's rules. Each returns a list of steps for `corpus.run`.
+
+The order is that of DCLM-Baseline (arXiv 2406.11794, §4): addresses, language, page heuristics, repetition, line edits,
+then Bloom-filter deduplication, then the quality classifier. Ban lists are files of yours: none ships with bloomery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from bloomery.corpus.filters import Language, Length, Repetition, Symbols
+from bloomery.corpus.refinedweb.language import FastTextLanguage
+from bloomery.corpus.refinedweb.lines import (
+    CounterLines,
+    LineLength,
+    LineSubstring,
+    NumericLines,
+    RemovalRatio,
+    UppercaseLines,
+    WordCount,
+)
+from bloomery.corpus.refinedweb.pages import (
+    AlphabeticWords,
+    BulletLines,
+    EllipsisLines,
+    MassiveRepetition,
+    PageLength,
+    StopWords,
+    SymbolRatio,
+    WordLength,
+)
+from bloomery.corpus.refinedweb.urls import CollapseNewlines, UrlBan, UrlRemoval
+from bloomery.corpus.steps import Barrier, Step
+
+
+def refinedweb(
+    *,
+    language_model: Path | str | None = None,
+    banned_domains: Path | str | None = None,
+    banned_words: Sequence[Path | str] = (),
+    strict_reference: bool = False,
+) -> list[Step | Barrier]:
+    """DCLM's reproduction of RefinedWeb's filters, nineteen steps.
+
+    Args:
+        language_model: a fastText language model such as lid.176.bin; without one, py3langid decides.
+        banned_domains: file of banned hosts.
+        banned_words: up to three files of words banned in addresses: as substrings, as whole words, and soft ones of
+            which two must occur.
+        strict_reference: reproduce the reference's quirks (see each step).
+    """
+    strict = strict_reference
+    language: Step = Language(keep="en", threshold=0.65)
+    if language_model:
+        language = FastTextLanguage(Path(language_model), strict_reference=strict)
+
+    def without(text: str, location: Literal["any", "prefix", "suffix"]) -> LineSubstring:
+        return LineSubstring(text, location, max_length=10, remove_substring_only=True, strict_reference=strict)
+
+    return [
+        *_bans(banned_domains, banned_words, strict),
+        UrlRemoval(strict_reference=strict),
+        CollapseNewlines(),
+        language,
+        PageLength(),
+        WordLength(),
+        SymbolRatio(),
+        BulletLines(),
+        EllipsisLines(),
+        AlphabeticWords(),
+        StopWords(),
+        MassiveRepetition(),
+        WordCount(),
+        UppercaseLines(),
+        NumericLines(),
+        CounterLines(),
+        LineLength(),
+        without("items in cart", "any"),
+        without("Read more...", "suffix"),
+        without("Sign-in", "prefix"),
+        RemovalRatio(),
+    ]
+
+
+def _bans(domains: Path | str | None, words: Sequence[Path | str], strict: bool) -> list[Step | Barrier]:
+    bans: list[Step | Barrier] = []
+    if domains:
+        ignored = ("www",) if strict else ()
+        bans.append(UrlBan(Path(domains), match="domain", ignore_chars=ignored, strict_reference=strict))
+    substrings, whole, soft = [*map(Path, words), None, None, None][:3]
+    if substrings:
+        bans.append(UrlBan(substrings, ignore_chars=("-", "."), strict_reference=strict))
+    if whole:
+        bans.append(UrlBan(whole, match="word", strict_reference=strict))
+    if soft:
+        bans.append(UrlBan(soft, match="word", num_banned_substrs=2, strict_reference=strict))
+    return bans
+
+
+def gopher() -> list[Step | Barrier]:
+    """Gopher's rules (arXiv:2112.11446, Table A1) as the field usually reads them: `corpus.filters`, after language."""
+    return [Language(keep="en", threshold=0.65), Length(), Symbols(), Repetition()]
