@@ -123,6 +123,20 @@ class Deadly(Step):
 
 
 @dataclass(frozen=True)
+class DeadlyOnce(Step):
+    """Kills its own process at one file, the first time only: `marker` is a file that remembers it."""
+
+    file: str
+    marker: str
+
+    def __call__(self, batch):
+        if _file_of(batch) == self.file and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+
+@dataclass(frozen=True)
 class Logged(Step):
     """Writes down which files it sees, and fails at one of them until it is healed."""
 

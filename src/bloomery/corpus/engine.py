@@ -3,8 +3,8 @@
 The unit of resume is one input file under one list of steps. A unit is finished when its record exists and carries the
 unit's key: a hash of the steps up to there, the reader, and the file's size and modification time (what `make` trusts
 too; hashing the content would read every input twice). Barriers cut the steps into segments. A segment's units are
-independent; a barrier decides once over the sketches of all of them, in input order; so inline and process-pool runs
-write identical files.
+independent; a barrier decides once over the sketches of all of them, in input order; so a run in this process, on a
+pool of processes and on a Ray cluster write identical files, also when workers die on the way.
 
     outputs/00000-name.parquet …        one file of survivors per input
     outputs/dropped/00000-name.parquet  what was dropped, with `step` and `reason` (`….1.parquet` after a barrier)
@@ -26,14 +26,14 @@ from bloomery.core.errors import ConfigError, EmptyError, nearest
 from bloomery.core.log import logger
 from bloomery.core.progress import Progress
 from bloomery.corpus.documents import SCHEMA
-from bloomery.corpus.pool import Inline, Processes
+from bloomery.corpus.pool import Inline, Pool, Processes
 from bloomery.corpus.readers import PARQUET, find_inputs, read_documents
 from bloomery.corpus.report import Report
 from bloomery.corpus.state import State, is_finished, opened
 from bloomery.corpus.steps import DROP, Barrier, Plan, Step
 from bloomery.corpus.unit import Reader
 
-ENGINES = ("inline", "processes")
+ENGINES = ("inline", "processes", "ray")
 WORTH_SAYING = 100_000_000  # bytes of memory or disk that a run needs before it says so
 DOCUMENT_BYTES = 4_000  # of an average document, for estimates; of its page in an archive, some times more
 PACKED = (".gz", ".zst", ".lz4")
@@ -46,6 +46,7 @@ def run(
     *,
     engine: str = "inline",
     workers: int | None = None,
+    address: str | None = None,
     read: Reader = read_documents,
     resume: bool = True,
     quiet: bool = False,
@@ -56,8 +57,10 @@ def run(
         steps: local steps and barriers, in order.
         inputs: see `readers.find_inputs`; what lies in `outputs` is not an input.
         outputs: a new folder, or one that holds an earlier run of the same steps over the same files.
-        engine: "inline" (this process) or "processes" (one unit per process at a time); the output is the same.
-        workers: number of processes; by default the processors this process may use.
+        engine: "inline" (this process), "processes" (one unit per process at a time) or "ray" (one unit per task; see
+            `ray_pool` for what a cluster must share); the output is the same.
+        workers: units at a time; by default the processors this process may use, or those of the cluster.
+        address: of a running Ray cluster; None starts a local one for this run. Only with engine="ray".
         read: path -> iterator of document batches, e.g. `web.read_documents` for WARC files.
         resume: continue or reuse what is in `outputs`; False deletes that run and starts again.
         quiet: no progress.
@@ -71,6 +74,8 @@ def run(
         raise ConfigError(f"unknown engine {engine!r}", fix=nearest(engine, ENGINES))
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} is not a number of workers", where="workers", fix="use 1 or more")
+    if address is not None and engine != "ray":
+        raise ConfigError(f"the engine {engine!r} takes no address", where="address", fix='use engine="ray"')
     folder = Path(outputs).resolve()
     files = [file for file in find_inputs(inputs) if not file.resolve().is_relative_to(folder)]
     if not files:
@@ -79,8 +84,7 @@ def run(
     with opened(Path(outputs), steps, files, read, resume) as state:
         last = len(state.segments) - 1
         count = workers or len(os.sched_getaffinity(0))
-        work = Processes(state.segments, read, count) if engine == "processes" else Inline(state.segments, read)
-        with closing(work):
+        with closing(_pool(engine, state, read, workers, address)) as work:
             first = state.first_unfinished()
             if first == 0 and not quiet:
                 _announce(plan(steps, files), files, count)
@@ -161,7 +165,17 @@ def _columns(path: Path, read: Reader) -> list[str]:
     return [] if first is None else list(first.schema.names)
 
 
-def _run_segment(state: State, index: int, work: Inline | Processes, quiet: bool) -> None:
+def _pool(engine: str, state: State, read: Reader, workers: int | None, address: str | None) -> Pool:
+    if engine == "inline":
+        return Inline(state.segments, read)
+    if engine == "processes":
+        return Processes(state.segments, read, workers or len(os.sched_getaffinity(0)))
+    from bloomery.corpus.ray_pool import RayCluster
+
+    return RayCluster(state.segments, read, workers, address)
+
+
+def _run_segment(state: State, index: int, work: Pool, quiet: bool) -> None:
     jobs = state.jobs(index)
     todo = [job for job in jobs if not is_finished(job)]
     finished = len(jobs) - len(todo)

@@ -1,4 +1,9 @@
-"""Who does the units of work: this process, or worker processes that say exactly which file killed one of them."""
+"""Who does the units of work: this process, or worker processes. (`ray_pool` has the third: a Ray cluster.)
+
+A worker process that dies (out of memory, a crash in a library, the administrator's hand) costs the unit it was doing,
+which leaves nothing behind: another process does it again, `ATTEMPTS` times in all. Then the file itself is the likely
+cause, and the run ends with an error that names it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,29 @@ import pickle
 import signal
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 from bloomery.core.errors import BloomeryError, ConfigError
+from bloomery.core.log import logger
 from bloomery.corpus.unit import Job, Reader, Segment, process
 
-Progress = Callable[[int], None]  # told how many more documents have been read
+Progress = Callable[[int], None]  # told how many more documents have been read; fewer than none when a unit was lost
+ATTEMPTS = 3  # times that a unit is begun before a worker's death is put down to its file
+
+
+class Pool(Protocol):
+    """Does units of work, up to some number at a time."""
+
+    def run(self, segment: int, jobs: Sequence[Job], progress: Progress) -> Iterator[Job]:
+        """Do the segment's jobs; yield each when it is finished, in any order."""
+
+    def close(self) -> None:
+        """Stop all work at once."""
 
 
 class Inline:
@@ -39,17 +58,11 @@ class Processes:
     """Does up to `workers` units at a time, each in a process of its own; processes stay for the next segment.
 
     Raises:
-        BloomeryError: what a worker raised, or that a worker died, naming the file. What was finished stays.
+        BloomeryError: what a worker raised, or that workers kept dying, naming the file. What was finished stays.
     """
 
     def __init__(self, segments: Sequence[Segment], read: Reader, workers: int) -> None:
-        try:
-            self._payload = pickle.dumps((tuple(segments), read))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"steps and reader must be importable by worker processes: {error}",
-                fix='define them at module level, or use engine="inline"',
-            ) from error
+        self._payload = pickled(segments, read)
         self._context = multiprocessing.get_context("spawn")
         self._limit = workers
         self._workers: dict[Connection, BaseProcess] = {}
@@ -58,23 +71,30 @@ class Processes:
         """Do the segment's jobs; yield each when it is finished, in any order."""
         waiting = list(reversed(jobs))
         busy: dict[Connection, Job] = {}
-        while len(self._workers) < min(self._limit, len(jobs)):
-            self._start()
+        begun, told = Counter[Job](), Counter[Job]()  # attempts, and documents reported by the running one
         idle = list(self._workers)
         while waiting or busy:
-            while waiting and idle:
-                connection = idle.pop()
-                busy[connection] = waiting.pop()
+            while waiting and (idle or len(self._workers) < self._limit):
+                connection = idle.pop() if idle else self._start()
+                job = busy[connection] = waiting.pop()
+                begun[job] += 1
                 with suppress(BrokenPipeError):  # died before its first job; noticed when its answer is read
-                    connection.send((segment, busy[connection]))
+                    connection.send((segment, job))
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
+                job = busy[ready]
                 try:
                     message = ready.recv()
                 except (EOFError, ConnectionResetError):
-                    self._workers[ready].join()
-                    raise _death(self._workers[ready].exitcode, busy[ready]) from None
+                    code = self._bury(ready)
+                    if begun[job] == ATTEMPTS:
+                        raise death(code, job) from None
+                    logger("corpus").warning("%s: a worker died (exit code %s); doing it again", job.source, code)
+                    progress(-told.pop(job, 0))
+                    waiting.append(busy.pop(ready))
+                    continue
                 if isinstance(message, int):
+                    told[job] += message
                     progress(message)
                 elif isinstance(message, BaseException):
                     raise message
@@ -84,18 +104,36 @@ class Processes:
 
     def close(self) -> None:
         """Stop all workers, whatever they are doing."""
-        for connection, worker in self._workers.items():
+        for worker in self._workers.values():
             worker.kill()
-            worker.join()
-            connection.close()
-        self._workers.clear()
+        for connection in list(self._workers):
+            self._bury(connection)
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         worker: BaseProcess = self._context.Process(target=_work, args=(theirs, self._payload), daemon=True)
         worker.start()
         theirs.close()  # so that the worker's death is the end of the stream
         self._workers[ours] = worker
+        return ours
+
+    def _bury(self, connection: Connection) -> int | None:
+        """Forget a worker that is dead or dying; its exit code."""
+        worker = self._workers.pop(connection)
+        worker.join()
+        connection.close()
+        return worker.exitcode
+
+
+def pickled(segments: Sequence[Segment], read: Reader) -> bytes:
+    """What a worker needs to know, or a `ConfigError` about steps that cannot travel."""
+    try:
+        return pickle.dumps((tuple(segments), read))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"steps and reader must be importable by worker processes: {error}",
+            fix='define them at module level, or use engine="inline"',
+        ) from error
 
 
 def _work(connection: Connection, payload: bytes) -> None:
@@ -115,7 +153,7 @@ def _work(connection: Connection, payload: bytes) -> None:
             process(job, segments[segment], read, connection.send)
             connection.send("done")
         except BaseException as error:
-            connection.send(_portable(error, job))
+            connection.send(portable(error, job))
 
 
 def _die_with_parent() -> None:
@@ -125,7 +163,7 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _portable(error: BaseException, job: Job) -> BaseException:
+def portable(error: BaseException, job: Job) -> BaseException:
     """The error itself where it survives pickling, else its traceback as text."""
     if isinstance(error, BloomeryError):
         return error
@@ -133,17 +171,18 @@ def _portable(error: BaseException, job: Job) -> BaseException:
     return BloomeryError(f"a step failed: {error!r}\n{text}", where=job.source)
 
 
-def _death(code: int | None, job: Job) -> BloomeryError:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = "the system probably ran out of memory: use fewer workers; " if name == "SIGKILL" else ""
+def death(code: int | None, job: Job) -> BloomeryError:
+    """The error for a file on which every worker died; `code` is the last one's exit code, None where unknown."""
+    if code is None or code < 0:
+        killed = f"killed by {signal.Signals(-code).name}" if code else "lost"
+        memory = "the system probably ran out of memory: use fewer workers; " if code in (None, -signal.SIGKILL) else ""
         return BloomeryError(
-            f"the worker process was killed by {name} while it read this file",
+            f"the worker process was {killed} while it read this file, {ATTEMPTS} times",
             where=job.source,
-            fix=hint + "finished files are kept, run the same command again",
+            fix=memory + "finished files are kept, run the same command again",
         )
     return BloomeryError(
-        f"the worker process ended with exit code {code} before it finished this file",
+        f"the worker process ended with exit code {code} before it finished this file, {ATTEMPTS} times",
         where=job.source,
         fix='finished files are kept; a script that calls run(engine="processes") needs `if __name__ == "__main__":`',
     )
