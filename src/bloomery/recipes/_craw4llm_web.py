@@ -7,6 +7,7 @@ measured on; those of half of the rest teach the classifier what documentation a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bloomery.corpus.split import split_of
 
 HELD_OUT, TEACHING = 0.1, 0.5
 DOCUMENTATION = ("module", "class", "function")  # kinds of pages; the others are source listings and indices
+PART = 1_500  # characters of a page; longer ones are served in parts, so that no page is worth ten
 SCORER_TEXTS, MIN_TEXT = 1_500, 200  # texts of either kind, at most; characters
 
 
@@ -38,10 +40,12 @@ def build(folder: Path, packages: list[str], limit: int, seed: int) -> dict[str,
             page = site.page(path)
             links = sorted(set(page_links(page.html)) & inside - {path})
             text = main_text(page.html)
-            file.write(json.dumps({"path": path, "kind": page.kind, "links": links, "text": text}) + "\n")
+            for name, part, onward in in_parts(path, text):
+                row = {"path": name, "kind": page.kind, "links": links if name == path else [path], "text": part}
+                file.write(json.dumps(row | {"links": [*row["links"], *onward]}) + "\n")
             if split_of(page.module, seed + 1, TEACHING) == "validation":
                 if page.kind == "source":
-                    bad.append(text)
+                    bad += [part for _, part, _ in in_parts(path, text)]
                 elif page.kind in DOCUMENTATION and len(text) >= MIN_TEXT:
                     good.append(text)
     unseen = [path for path in site.paths if side[path] != "train" and site.entries[path].kind in DOCUMENTATION]
@@ -51,7 +55,15 @@ def build(folder: Path, packages: list[str], limit: int, seed: int) -> dict[str,
     write_json(folder / "held_out.json", held_out)
     scorer = LinearScorer.train(_some(good, seed), _some(bad, seed), seed=seed)
     scorer.save(folder / "scorer")
-    return {"pages": len(paths), "held_out": len(held_out), "good": len(good), "bad": len(bad)}
+    return {"rendered": len(paths), "held_out": len(held_out), "good": len(good), "bad": len(bad)}
+
+
+def in_parts(path: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """A long text as a site would serve it: (address, text, address of the next part) of parts of 1,500 characters."""
+    count = max(1, -(-len(text) // PART))
+    for i in range(count):
+        name = path if i == 0 else f"{path}?part={i}"
+        yield name, text[i * PART : (i + 1) * PART], [f"{path}?part={i + 1}"] if i + 1 < count else []
 
 
 def load(folder: Path) -> tuple[Any, Any, list[str], dict[str, str]]:

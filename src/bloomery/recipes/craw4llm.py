@@ -60,11 +60,11 @@ class Craw4LLM(Recipe):
     """Shares of the links to other hosts that lead to pages of similar quality; the last one is claimed about."""
     packages: list[str] = field(default_factory=lambda: ["stdlib"])
     """Whose documentation the real web shows; empty means everything installed."""
-    text_pages: int = 3_000
-    """Pages of the real web, at most."""
-    read_share: float = 0.1
-    """Pages to select from the real web, as a share of it."""
-    read_round: int = 15
+    text_pages: int = 2_000
+    """Pages of the real web, at most; those longer than 1,500 characters are served in parts."""
+    read_share: float = 0.05
+    """Text to select from the real web, as a share of it: pages differ in length, models read the same amount."""
+    read_round: int = 20
     """Pages that a round selects there."""
     steps: int = 400
     """Optimiser steps of each language model."""
@@ -240,7 +240,7 @@ class Craw4LLM(Recipe):
         return build(folder, self.packages, self.text_pages, self.seed)
 
     def crawl_real(self, run: Run, folder: Any, order: str, trial: int) -> dict[str, Any]:
-        """Crawl a tenth of the pages and train a model on them: held-out loss, bytes, share of documentation pages."""
+        """Crawl a share of the text and train a model on it: held-out loss, bytes, share of documentation pages."""
         from bloomery.corpus.bytes_stream import ByteStream
         from bloomery.recipes._craw4llm_web import load
         from bloomery.recipes._lm import HeldOutSample, learn
@@ -252,13 +252,16 @@ class Craw4LLM(Recipe):
             IN_LINKS: InLinks(web),
             RANDOM: RandomScore(derive(self.seed, "random", trial)),
         }
-        budget = max(round(self.read_share * len(web.text)), self.read_round)
+        total = sum(len(text or "") for text in web.text.values())
         pages = sorted(web.text)
         start = rng(self.seed, "real start", trial).choice(len(pages), min(2 * self.read_round, len(pages)), False)
-        crawl = Crawl(web, web, [raters[order]], self.read_round, budget)
+        crawl = Crawl(web, web, [raters[order]], self.read_round, len(pages))
         crawl.seed([pages[i] for i in start])
-        for _ in crawl.run():
-            pass
+        size = 0
+        for iteration in crawl.run():
+            size += sum(len(web.text[page] or "") for page in iteration.pages)
+            if size >= self.read_share * total:
+                break
         stream = ByteStream([text for page in crawl.crawled if (text := web.text[page])])
         done = learn(
             run, stream, HeldOutSample(ByteStream(held_out), 60_000), seed=self.seed, trial=trial, steps=self.steps,
@@ -269,7 +272,7 @@ class Craw4LLM(Recipe):
         return {
             "loss": done.loss, "curve": [(tokens // size, loss) for tokens, loss in done.curve],
             "selected": len(crawl.crawled), "fetched": len(crawl.visited) if order == QUALITY else len(crawl.crawled),
-            "bytes": stream.n_bytes, "documentation": share, "status": crawl.status,
+            "bytes": stream.n_bytes, "documentation": share,
         }  # fmt: skip
 
     def real_claims(self, read: Mapping[str, Mapping[int, Any]]) -> Iterator[Claim]:
