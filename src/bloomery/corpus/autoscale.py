@@ -23,6 +23,7 @@ from bloomery.core.errors import ConfigError, DataError
 FLOOR = 0.2  # of the uniform share: the least a domain gets, as in the authors' experiments
 MAX_T = 3.0  # how far `predict` follows the path: t = 1 is the second budget
 MAX_RATE = 1.5  # a domain that grows faster than the total to this power is held at it
+WORST_FIT = 0.1  # root mean square of the errors, as a share of the losses' range
 ITERATIONS = 1_000
 TOLERANCE = 1e-14
 
@@ -97,7 +98,7 @@ def _levenberg_marquardt(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> n
                 continue
         damping *= 10
     cost = errors @ errors
-    if math.sqrt(cost / len(x)) > 0.01 * max(np.ptp(y), 1e-9):
+    if math.sqrt(cost / len(x)) > WORST_FIT * max(np.ptp(y), 1e-9):
         raise DataError("no power law fits these losses", fix="repeat the runs with more seeds")
     return now
 

@@ -7,7 +7,8 @@ parent's score decides). The *real* one is the documentation of the running Pyth
 trained on what each order crawled, and measured on the documentation of modules that nothing has seen.
 
 In the paper's setting a page is scored from its own text before it is selected, so every page that a selected one links
-to is fetched. `fetched` is that number; `selected` alone would hide the cost.
+to is fetched. `fetched` is that number; `selected` alone would hide the cost. The language models are byte 5-gram
+models, whose loss depends on what they have read and nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ QUALITY, IN_LINKS, RANDOM, PARENT = "quality", "in-links", "random", "no look-ah
 ORDERS = (QUALITY, IN_LINKS, RANDOM, PARENT)
 READ_ORDERS = (QUALITY, IN_LINKS, RANDOM)  # of the real web
 PAPER = "arXiv:2502.13347"
+POINTS = 10  # of each learning curve
 BEST = 0.1  # the oracle: this share of all pages
 
 
@@ -38,11 +40,10 @@ class Craw4LLM(Recipe):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"pages": 3_000, "hosts": 100, "per_round": 10, "start": 30, "homophily": [0.8], "trials": 1,
-                  "packages": ["email", "asyncio"], "text_pages": 300, "read_round": 4, "steps": 6,
-                  "batch_size": 4},
+                  "packages": ["email", "asyncio"], "text_pages": 300, "read_round": 4},
         "cpu": {},
         "gpu": {"pages": 2_000_000, "hosts": 50_000, "per_round": 1_000, "start": 5_000, "text_pages": 40_000,
-                "packages": [], "read_round": 200, "steps": 4_000, "batch_size": 64, "trials": 3},
+                "packages": [], "read_round": 200},
     }  # fmt: skip
 
     # --8<-- [start:fields]
@@ -66,18 +67,14 @@ class Craw4LLM(Recipe):
     """Text to select from the real web, as a share of it: pages differ in length, models read the same amount."""
     read_round: int = 20
     """Pages that a round selects there."""
-    steps: int = 400
-    """Optimiser steps of each language model."""
-    batch_size: int = 16
-    """Sequences in a step."""
-    seq_len: int = 128
-    """Bytes in a sequence."""
+    order: int = 5
+    """Bytes of an n-gram of the language models."""
     trials: int = 3
     """Seeds of everything."""
     # --8<-- [end:fields]
 
     def __post_init__(self) -> None:
-        for name in ("pages", "hosts", "per_round", "start", "text_pages", "read_round", "steps", "trials"):
+        for name in ("pages", "hosts", "per_round", "start", "text_pages", "read_round", "order", "trials"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="1 or more")
         for name in ("share", "read_share"):
@@ -103,7 +100,7 @@ class Craw4LLM(Recipe):
         for trial in range(self.trials):
             for order in READ_ORDERS:
                 stage = run.stage(f"real/{order}-{trial}")
-                read[order][trial] = stage(self.crawl_real, run, web.folder, order, trial)
+                read[order][trial] = stage(self.crawl_real, web.folder, order, trial)
         self.show_real(run, read)
         yield from self.real_claims(read)
 
@@ -239,11 +236,10 @@ class Craw4LLM(Recipe):
 
         return build(folder, self.packages, self.text_pages, self.seed)
 
-    def crawl_real(self, run: Run, folder: Any, order: str, trial: int) -> dict[str, Any]:
+    def crawl_real(self, folder: Any, order: str, trial: int) -> dict[str, Any]:
         """Crawl a share of the text and train a model on it: held-out loss, bytes, share of documentation pages."""
-        from bloomery.corpus.bytes_stream import ByteStream
+        from bloomery.corpus.ngram_lm import NGramModel
         from bloomery.recipes._craw4llm_web import load
-        from bloomery.recipes._lm import HeldOutSample, learn
         from bloomery.web.scheduling import Crawl, InLinks, Quality, RandomScore
 
         web, scorer, held_out, kinds = load(folder)
@@ -262,17 +258,16 @@ class Craw4LLM(Recipe):
             size += sum(len(web.text[page] or "") for page in iteration.pages)
             if size >= self.read_share * total:
                 break
-        stream = ByteStream([text for page in crawl.crawled if (text := web.text[page])])
-        done = learn(
-            run, stream, HeldOutSample(ByteStream(held_out), 60_000), seed=self.seed, trial=trial, steps=self.steps,
-            batch_size=self.batch_size, seq_len=self.seq_len, log=run.log,
-        )  # fmt: skip
-        size = self.batch_size * self.seq_len
+        texts = [text for page in crawl.crawled if (text := web.text[page])]
+        curve = []
+        for part in range(1, POINTS + 1):
+            model = NGramModel(texts[: len(texts) * part // POINTS], self.order)
+            curve.append((sum(map(len, texts[: len(texts) * part // POINTS])), model.loss(held_out)))
         share = sum(kinds[str(page)] != "source" for page in crawl.crawled) / len(crawl.crawled)
         return {
-            "loss": done.loss, "curve": [(tokens // size, loss) for tokens, loss in done.curve],
+            "loss": curve[-1][1], "curve": curve,
             "selected": len(crawl.crawled), "fetched": len(crawl.visited) if order == QUALITY else len(crawl.crawled),
-            "bytes": stream.n_bytes, "documentation": share,
+            "bytes": curve[-1][0], "documentation": share,
         }  # fmt: skip
 
     def real_claims(self, read: Mapping[str, Mapping[int, Any]]) -> Iterator[Claim]:
@@ -288,13 +283,13 @@ class Craw4LLM(Recipe):
                 margin=0.05,
                 unit="nats/byte",
                 names=(QUALITY, rival),
-                note=f"{self.steps * self.batch_size * self.seq_len:,} bytes read by each model",
+                note="the last page may take a crawl over the equal amount of text",
             )
 
     def show_real(self, run: Run, read: Mapping[str, Mapping[int, Any]]) -> None:
         """Loss of the models, and what each order crawled."""
         curves = {order: [_xy(r["curve"]) for r in by.values()] for order, by in read.items()}
-        figure = figures.lines(curves, x="optimiser step", y="held-out nats per byte")
+        figure = figures.lines(curves, x="bytes read", y="held-out nats per byte")
         run.figure("loss", figure, "Documentation of unseen modules; one model per order and seed.")
         rows = [
             [
