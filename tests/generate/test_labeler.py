@@ -10,9 +10,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from bloomery.core.errors import ConfigError, DataError
-from bloomery.generate.labeler import PROMPT, EndpointLabeler
+from bloomery.generate.choices import choice_logprobs
+from bloomery.generate.labeler import PROMPT, EndpointLabeler, ModelLabeler
+from bloomery.models import Decoder
 
 
 def test_a_model_leans_to_the_likelier_answer(model: Decoder, tokenizer: Tokenizer) -> None:

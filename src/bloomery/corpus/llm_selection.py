@@ -125,13 +125,13 @@ class EmbeddingScorer:
     @classmethod
     def train(cls, texts: Sequence[str], labels: np.ndarray, embed: Embed, name: str, seed: int) -> EmbeddingScorer:
         """Fit soft labels by Newton's method with a ridge; columns are scaled to unit variance."""
-        x = np.asarray(embed(texts), dtype=float)
+        x: Any = np.asarray(embed(texts), dtype=float)
         if x.ndim != 2 or len(x) != len(texts) or not np.isfinite(x).all():
             raise DataError(f"embeddings of shape {x.shape} for {len(texts)} texts", fix="finite, one row per text")
         mean: Any = x.mean(axis=0)
         std: Any = x.std(axis=0) + 1e-9
         rows = np.concatenate([(x - mean) / std, np.ones((len(x), 1))], axis=1)
-        solution: np.ndarray = rng(seed, "embedding").normal(0, 1e-3, rows.shape[1])
+        solution: Any = rng(seed, "embedding").normal(0, 1e-3, rows.shape[1])
         ridge = RIDGE * len(x) * np.eye(rows.shape[1])
         for _ in range(STEPS):
             p = _sigmoid(rows @ solution)

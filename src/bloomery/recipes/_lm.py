@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.lab.folder import Run
-    from bloomery.models import Decoder
     from bloomery.train import TrainConfig
 
 
@@ -103,56 +102,6 @@ def fit(
     hooks = (after, *options.pop("after_step", ()))
     train(model, objective, data, config, evaluate=evaluate, after_step=hooks, log=log, quiet=run.quiet, **options)
     return Fit(curve[-1][1], curve, train_curve)
-
-
-def byte_llama(seed: int, trial: int, dim: int = 64, depth: int = 2, seq_len: int = 128) -> Decoder:
-    """A small Llama over bytes with fresh weights, on the device at hand. `dim` is a multiple of 32."""
-    from dataclasses import replace
-
-    from bloomery.core.devices import pick_device
-    from bloomery.core.seeds import generator
-    from bloomery.corpus.bytes_stream import VOCAB_SIZE
-    from bloomery.models import Decoder, preset
-
-    heads = dim // 32
-    config = replace(
-        preset("llama-tiny"),
-        vocab_size=VOCAB_SIZE,
-        dim=dim,
-        n_layers=depth,
-        n_heads=heads,
-        n_kv_heads=heads,
-        head_dim=32,
-        ffn_dim=3 * dim,
-        max_positions=seq_len,
-    )
-    return Decoder(config, generator(seed, "init", trial)).to(pick_device())
-
-
-def learn(
-    run: Run,
-    data: Any,
-    held: HeldOutSample,
-    *,
-    seed: int,
-    trial: int,
-    steps: int,
-    batch_size: int,
-    seq_len: int = 128,
-    rate: float = 4e-3,
-    dim: int = 64,
-    depth: int = 2,
-    evaluations: int = 5,
-    log: Callable[..., None] | None = None,
-) -> Fit:
-    """Train a fresh `byte_llama` for `steps` on `data` (a stream or a mixture): cosine from `rate`, 5 % warm-up."""
-    from bloomery.train import Phase, TrainConfig
-
-    size = batch_size * seq_len
-    phase = Phase(tokens=steps * size, schedule="cosine", lr=rate, warmup_tokens=steps // 20 * size)
-    every = max(1, steps // evaluations) * size
-    config = TrainConfig(phases=[phase], seq_len=seq_len, batch_size=batch_size, eval_every=every, seed=seed + trial)
-    return fit(run, byte_llama(seed, trial, dim, depth, seq_len), data, held, config, log=log)
 
 
 def tune(rates: Sequence[float], loss: Callable[[float], float]) -> tuple[float, dict[float, float]]:

@@ -165,7 +165,7 @@ class AutoScale(Recipe):
     def practice(self, folder: Any, trial: int, quiet: bool) -> dict[str, Any]:
         """DDO at both budgets, the mixtures, and the loss of each at the target."""
         from bloomery.corpus.autoscale import predict
-        from bloomery.recipes._autoscale_domains import domains
+        from bloomery.recipes._domains import domains
 
         data = domains(derive(self.seed, "domains", trial) % 2**31, self.domain_bytes)
 

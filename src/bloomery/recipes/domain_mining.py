@@ -1,9 +1,9 @@
 """Mining a domain from the web: sixty pages of one module grow into the whole topic, as DeepSeekMath grew its corpus.
 
 The pool is the source of the running Python's standard library in pieces of 25 lines, put on 400 made-up hosts. The
-topic are numbers and time (`datetime`, `statistics`, `fractions`, …): about a tenth of the pieces, nearly all of them on
-40 of the hosts, among a few strays. The seed are pieces of `datetime` alone. Each round trains a classifier, scores the
-pool, looks which hosts have many pages near the top, asks a reviewer who is right nine times in ten, and adds their
+topic are numbers and time (`datetime`, `statistics`, `fractions`, …): a twentieth of the pieces, nearly all of them
+on 40 of the hosts, among a few strays. The seed are pieces of `datetime` alone. Each round trains a classifier, scores
+the pool, looks which hosts have many pages near the top, asks a reviewer who is right nine times in ten, and adds their
 pages (arXiv 2402.03300, §2.1).
 
 Beside it, *self-training* adds the top-scored pages themselves, without the step over the hosts.

@@ -1,10 +1,10 @@
 """LLM-guided selection: a noisy judge of single documents, distilled, picks the quarter worth training on.
 
-The corpus is a quarter documentation (docstrings of the running Python's standard library) and three quarters source
-code in pieces. The judge is a rule that knows which is which and is wrong every fifth time: it stands for the prompted
-model of the paper (arXiv 2406.04638), whose labels are no better (`generate.labeler` has the real one). Three
-classifiers learn from its labels of a sample, and the best-scored quarter of the corpus trains a language model,
-beside one trained on all of it.
+The corpus is a quarter documentation (docstrings of the running Python's standard library), the rest half pieces of
+source code, half pages of log lines. The judge is a rule that knows which is which and is wrong every fifth time: it
+stands for the prompted model of the paper (arXiv 2406.04638), whose labels are no better (`generate.labeler` has the
+real one). Three classifiers learn from its labels of a sample, and the best-scored quarter of the corpus trains a
+language model, beside one trained on all of it.
 
 Held out are docstrings of modules that nothing has seen. The claims are the paper's: the distilled classifier is better
 than its labels, and the quarter reaches the whole corpus's loss with at most 70 % of the reading. The language models
@@ -157,6 +157,7 @@ class LLMSelection(Recipe):
         import numpy as np
 
         from bloomery.corpus.split import split_of
+        from bloomery.recipes._domains import log_page
         from bloomery.worlds.installed_docs import InstalledDocs
         from bloomery.worlds.stdlib_source import source_files
 
@@ -172,6 +173,7 @@ class LLMSelection(Recipe):
         n_good = min(len(good), round(SHARE * self.documents))
         good = [good[i] for i in random.permutation(len(good))[:n_good]]
         bad = [bad[i] for i in random.permutation(len(bad))[: round(n_good / SHARE) - n_good]]
+        bad = [log_page(derive(self.seed, "logs", trial), i) if i % 2 else text for i, text in enumerate(bad)]
         order = random.permutation(len(good) + len(bad))
         unique = dict.fromkeys([*good, *bad])
         documents = [text for i in order if (text := [*good, *bad][i]) in unique and unique.pop(text, True) is None]

@@ -33,6 +33,11 @@ def domains(seed: int, limit: int) -> dict[str, tuple[list[str], list[str]]]:
     return {name: (_shuffled(train, seed), _limited(_shuffled(held, seed))) for name, (train, held) in pairs.items()}
 
 
+def log_page(seed: int, number: int) -> str:
+    """Twenty-five log lines."""
+    return "".join(_log_line(seed, 25 * number + i) for i in range(25))
+
+
 def _log_line(seed: int, number: int) -> str:
     random = rng(seed, "log", number)
     level, part, event = (choices[random.integers(len(choices))] for choices in (LEVELS, PARTS, EVENTS))
