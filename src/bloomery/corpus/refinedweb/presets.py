@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from bloomery.corpus.bloom_dedup import bloom_dedup
 from bloomery.corpus.filters import Language, Length, Repetition, Symbols
+from bloomery.corpus.quality import Score, Scorer
 from bloomery.corpus.refinedweb.language import FastTextLanguage
 from bloomery.corpus.refinedweb.lines import (
     CounterLines,
@@ -32,6 +34,7 @@ from bloomery.corpus.refinedweb.pages import (
     WordLength,
 )
 from bloomery.corpus.refinedweb.urls import CollapseNewlines, UrlBan, UrlRemoval
+from bloomery.corpus.selection import Select
 from bloomery.corpus.steps import Barrier, Step
 
 
@@ -97,6 +100,41 @@ def _bans(domains: Path | str | None, words: Sequence[Path | str], strict: bool)
     if soft:
         bans.append(UrlBan(soft, match="word", num_banned_substrs=2, strict_reference=strict))
     return bans
+
+
+def dclm(
+    scorer: Scorer | None = None,
+    *,
+    keep: float = 0.1,
+    shards: int = 1,
+    language_model: Path | str | None = None,
+    banned_domains: Path | str | None = None,
+    banned_words: Sequence[Path | str] = (),
+    strict_reference: bool = False,
+) -> list[Step | Barrier]:
+    """DCLM-Baseline: RefinedWeb's filters, Bloom-filter deduplication, the best `keep` of the rest by quality.
+
+    Args:
+        scorer: the quality classifier (`FastTextScorer.load` of the published one, or `LinearScorer.train` on positives
+            of yours); without one, all that is left after deduplication is kept.
+        keep: share of the documents that the score keeps, of the whole corpus. The published threshold, 0.018112, is
+            the top tenth of DCLM's own pool and means nothing for another.
+        shards: parts that are deduplicated alone; the reference uses 100 for its 240 trillion tokens.
+        language_model: see `refinedweb`, like all that follow.
+        banned_domains: file of banned hosts.
+        banned_words: files of words banned in addresses.
+        strict_reference: reproduce the reference's quirks.
+    """
+    steps = refinedweb(
+        language_model=language_model,
+        banned_domains=banned_domains,
+        banned_words=banned_words,
+        strict_reference=strict_reference,
+    )
+    steps += bloom_dedup(min_ngram=13, max_ngram=13, threshold=0.8, rate=0.01, shards=shards)
+    if scorer is not None:
+        steps += [Score(scorer), Select(f"score_{scorer.name}", fraction=keep)]
+    return steps
 
 
 def gopher() -> list[Step | Barrier]:

@@ -166,9 +166,11 @@ class UrlRemoval(Step):
 
     def _is_domain(self, label: str) -> bool:
         """Whether the characters after a dot begin with a top-level domain that a word boundary follows."""
-        label = label if self.strict_reference else label.lower()
-        pieces = label.split("-")
-        return any("-".join(pieces[:count]) in self._tlds for count in range(1, len(pieces) + 1))
+        head = label[: self._longest + 1] if self.strict_reference else label[: self._longest + 1].lower()
+        ends = [at for at in range(1, len(head)) if head[at] == "-" and head[at - 1] != "-"]
+        if len(label) <= self._longest:
+            ends.append(len(label))
+        return any(head[:end] in self._tlds for end in ends)
 
     @functools.cached_property
     def _tlds(self) -> frozenset[str]:
