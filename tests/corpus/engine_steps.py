@@ -81,10 +81,12 @@ class Stamp(Barrier):
 
 @dataclass(frozen=True)
 class Hungry(Barrier):
-    """Says that it needs a petabyte."""
+    """Says that it needs a petabyte, or much for every document."""
+
+    per_document: int = 0
 
     def plan(self, documents, bytes):
-        return Plan(ram_bytes=10**15)
+        return Plan(ram_bytes=self.per_document * documents or 10**15)
 
     def sketch(self, batch):
         return pa.table({"id": batch.column("id")})

@@ -357,9 +357,26 @@ def test_full_disk_while_writing_parquet(inputs, tmp_path, monkeypatch):
         run([WordCount()], inputs, tmp_path, quiet=True)
 
 
-def test_a_barrier_that_needs_too_much_memory_says_so_before(inputs, tmp_path, caplog):
-    run([engine_steps.Hungry(), WordCount()], inputs, tmp_path, quiet=True)
-    assert "Hungry over 171 documents needs about 1000000.0 GB" in caplog.text
+def test_what_cannot_fit_is_refused_with_numbers(inputs, tmp_path, caplog, monkeypatch):
+    steps = [engine_steps.Hungry(), WordCount()]
+    with pytest.raises(ConfigError, match=r"needs about 1,000,000\.\d GB of memory \(Hungry .* GB are available"):
+        run(steps, inputs, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+    run(steps, inputs, tmp_path / "out", force=True, quiet=True)
+    assert "Hungry over 171 documents needs 1,000,000.0 GB" in caplog.text
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 100}))
+    with pytest.raises(ConfigError, match=r"GB of disk .* 0\.0 GB are free"):
+        run([WordCount()], inputs, tmp_path / "disk", quiet=True)
+
+
+def test_documents_that_turn_out_too_many_stop_the_run_at_the_barrier(inputs, tmp_path, monkeypatch):
+    """The plan guesses from file sizes; the barrier knows. What was finished stays, and force goes on from there."""
+    steps = [engine_steps.Hungry(per_document=10**12), WordCount()]
+    monkeypatch.setattr("bloomery.corpus.planning.RunPlan.check", lambda self, folder: None)
+    with pytest.raises(ConfigError, match=r"Hungry over 171 documents needs 171,000\.0 GB.*finished files are kept"):
+        run(steps, inputs, tmp_path, quiet=True)
+    assert len(list(tmp_path.rglob("*.sketches.arrow"))) == 3
+    assert run(steps, inputs, tmp_path, force=True, quiet=True).documents_out == 171
 
 
 def test_nothing_left_is_an_error_with_reasons(inputs, tmp_path):
@@ -435,16 +452,21 @@ def test_long_names_leave_room_for_suffixes(tmp_path):
     assert run([ExactDedup()], path, tmp_path / "out", quiet=True).documents_out == 1
 
 
-def test_needs_are_estimated_and_said_before_the_run(tmp_path, caplog, monkeypatch):
+def test_needs_are_estimated_and_said_before_the_run(tmp_path, caplog):
     write_inputs(tmp_path / "in")
     (tmp_path / "in" / "x.parquet").write_bytes(b"damaged")
     pq.write_table(pa.table({"text": ["some text"] * 5_000}), tmp_path / "many.parquet")
-    assert plan([ExactDedup()], tmp_path / "many.parquet").ram_bytes == 5_000 * 64
+    needs = plan([ExactDedup()], tmp_path / "many.parquet")
+    assert (needs.documents, needs.ram_bytes) == (5_000, 5_000 * 64)
     assert plan([Length()], tmp_path / "in").ram_bytes == 0
     assert plan([Length()], tmp_path / "in").disk_bytes == 0
+    assert plan([Length()], [tmp_path / "in", tmp_path / "many.parquet"], workers=2).workers == 2
     with caplog.at_level("INFO", logger="bloomery.corpus"):
-        run([ExactDedup()], tmp_path / "in", tmp_path / "out")
-        assert caplog.text == ""  # too little to mention
-        monkeypatch.setattr("bloomery.corpus.engine.WORTH_SAYING", 1)
-        run([ExactDedup()], tmp_path / "in", tmp_path / "again")
+        report = run([ExactDedup()], tmp_path / "in", tmp_path / "out")
+    assert "documents" in caplog.text
     assert "GB of memory" in caplog.text
+    measured = plan([Length(), ExactDedup()], tmp_path / "many.parquet", like=report)
+    assert [step.measured for step in measured.steps] == [True, False, True]
+    share = report.steps[0].kept / report.steps[0].documents_in
+    assert [step.documents for step in measured.steps] == [5_000, int(5_000 * share), int(5_000 * share)]
+    rich.print(measured.table())

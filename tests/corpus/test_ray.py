@@ -10,11 +10,12 @@ import pytest
 from bloomery.core.errors import BloomeryError, ConfigError, StorageError
 from bloomery.corpus import run
 
-ray = pytest.importorskip("ray", reason='needs pip install "bloomery[ray]"')
 sys.path.insert(0, str(Path(__file__).parent))
 import engine_steps
 from engine_steps import Deadly, DeadlyOnce
 from test_engine import STEPS, contents, write_inputs
+
+ray = pytest.importorskip("ray", reason='needs pip install "bloomery[ray]"')
 
 
 @pytest.fixture(scope="module")

@@ -220,3 +220,34 @@ def test_pages_of_the_web_name_their_reader(tmp_path):
 def test_text_files_may_have_any_name(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text")
     assert read(tmp_path) == (["text"], [None])
+
+
+def test_a_saved_dataset_is_its_data_files_without_its_cache(tmp_path):
+    """The layout of Hugging Face's `DatasetDict.save_to_disk`: Arrow streams named by a `state.json`."""
+    for split, rows in (("train", ["a", "b"]), ("test", ["c"])):
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        table = pa.table({"text": rows, "label": list(range(len(rows)))})
+        for name in ("data-00000-of-00001.arrow", "cache-1a2b.arrow"):
+            with pa.ipc.new_stream(folder / name, table.schema) as out:
+                out.write_table(table)
+        (folder / "dataset_info.json").write_text("{}")
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    files = find_inputs(tmp_path / "saved")
+    assert [file.parent.name for file in files] == ["test", "train"]
+    assert [text for file in files for text in read(file)[0]] == ["c", "a", "b"]
+    (tmp_path / "saved" / "train" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="names no data files"):
+        find_inputs(tmp_path / "saved")
+
+
+def test_a_bomb_of_one_line_costs_that_line(tmp_path, monkeypatch):
+    """20 MB without a line break from 20 kB of gzip: read up to the limit, skipped behind it."""
+    monkeypatch.setattr(readers, "MAX_LINE", 1 << 20)
+    good = b'{"text": "good"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + b'{"text": "' + b"a" * (20 << 20) + b'"}\n' + good))
+    assert read(tmp_path / "a.jsonl.gz")[1] == [None, "error: line too long", None]
+    monkeypatch.setattr(readers, "MAX_TEXT", 100)
+    (tmp_path / "long.txt").write_text("x" * 101)
+    assert read(tmp_path / "long.txt") == (["x" * 101], ["error: text too long"])

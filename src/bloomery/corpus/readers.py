@@ -20,7 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.core.errors import DataError
+from bloomery.core.files import read_json
 from bloomery.corpus.documents import SCHEMA, content_id, from_texts, text_parts, texts, with_column
+from bloomery.corpus.remote import HTML, PAGES, TEXT, Source, Url, expand, local_copy, source_of
 from bloomery.corpus.steps import DROP, drop_reasons
 
 BATCH_DOCUMENTS = 1_000
@@ -29,29 +31,36 @@ BATCH_BYTES = 16 << 20
 PARQUET = (".parquet",)
 ARROW = (".arrow", ".ipc", ".feather")
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".jsonl.zst")
-TEXT = (".txt", ".md")
 SUFFIXES = PARQUET + ARROW + JSONL + TEXT
 ARCHIVES = (".warc", ".warc.gz", ".warc.lz4", ".wet", ".wet.gz", ".arc", ".arc.gz")
-HTML = (".html", ".htm", ".xhtml")
 WEB_SUFFIXES = ARCHIVES + HTML  # found in folders too; read by bloomery.web.read_documents
 RUN_STATE, DROPPED = ".bloomery", "dropped"  # folders in the output of corpus.run
 RAW_LINE = 1_000  # characters of a broken line that are kept in its error row
+MAX_LINE = 256 << 20  # bytes of one line of JSON, decompressed
+MAX_TEXT = 256 << 20  # bytes of one text file
 
 
-def find_inputs(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Expand files, folders and globs to the files of a run, in order, each once.
+def find_inputs(inputs: str | Path | Url | Iterable[str | Path | Url]) -> list[Source]:
+    """Expand files, folders, globs and remote addresses to the files of a run, in order, each once.
 
-    A folder stands for the data files below it in sorted order; `.txt` and `.md` files in one folder are read
-    together, so such a folder counts as one input. Hidden files and files starting with "_" are left out, and of a
-    folder that `corpus.run` wrote, the documents it dropped.
+    A folder stands for the data files below it in sorted order; text and HTML files in one folder are read together,
+    so such a folder counts as one input. Hidden files and files starting with "_" are left out, and of a folder that
+    `corpus.run` wrote, the documents it dropped; a data set saved by Hugging Face's `save_to_disk` is its data files
+    without its cache. Addresses (`s3://…`, `hf://…`) are for fsspec: files, folders or patterns.
 
     Raises:
         DataError: something does not exist, has an unknown suffix, or nothing is found.
     """
-    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    found: dict[Path, None] = {}
-    for item in map(Path, given):
-        if item.is_dir():
+    given = [inputs] if isinstance(inputs, (str, Path, Url)) else list(inputs)
+    found: dict[Source, None] = {}
+    for item in map(source_of, given):
+        if isinstance(item, Url):
+            remote = expand(item, SUFFIXES + WEB_SUFFIXES)
+            for file in remote:
+                if not file.is_folder:
+                    _check_suffix(file, SUFFIXES + WEB_SUFFIXES)
+            found.update(dict.fromkeys(remote))
+        elif item.is_dir():
             found.update(dict.fromkeys(_in_folder(item)))
         elif item.exists():
             _check_suffix(item, SUFFIXES + WEB_SUFFIXES)
@@ -66,7 +75,7 @@ def find_inputs(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def read_documents(path: str | Path) -> Iterator[pa.RecordBatch]:
+def read_documents(path: str | Path | Url) -> Iterator[pa.RecordBatch]:
     """Yield the documents of one file (or folder of text files) in batches of at most 1,000 documents or 16 MB.
 
     * Parquet and Arrow files: our own (`parts`), or any table with a `text` column; `id` and `url` are used where
@@ -75,14 +84,21 @@ def read_documents(path: str | Path) -> Iterator[pa.RecordBatch]:
       go into `meta`.
     * `.txt` and `.md`: one document a file.
 
+    A remote file is copied here first.
+
     Raises:
         DataError: unknown suffix, no such file, or (while reading) a file that is damaged as a whole.
     """
-    path = Path(path)
+    path = source_of(path)
+    if isinstance(path, Url):
+        return _read_remote(path)
     if not path.exists():
         raise DataError("no such file", where=path)
     if path.is_dir():
-        return _read_texts(sorted(file for file in path.iterdir() if _has(file, TEXT)), path)
+        files = sorted(file for file in path.iterdir() if _has(file, PAGES))
+        if any(_has(file, HTML) for file in files):
+            raise DataError("HTML files are not read here", where=path, fix="give read=bloomery.web.read_documents")
+        return _read_texts(files, path)
     if _has(path, WEB_SUFFIXES):
         raise DataError("pages of the web are not read here", where=path, fix="give read=bloomery.web.read_documents")
     _check_suffix(path, SUFFIXES)
@@ -96,6 +112,11 @@ def read_documents(path: str | Path) -> Iterator[pa.RecordBatch]:
 # ---------------------------------------------------------------------------------------------------------- finding
 
 
+def _read_remote(url: Url) -> Iterator[pa.RecordBatch]:
+    with local_copy(url) as path:
+        yield from read_documents(path)
+
+
 def _in_folder(folder: Path) -> list[Path]:
     files = sorted(
         file
@@ -104,10 +125,29 @@ def _in_folder(folder: Path) -> list[Path]:
         and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
         and not (file.parent != folder and _is_dropped(file.parent))
     )
-    found = [file.parent if _has(file, TEXT) else file for file in files if _has(file, SUFFIXES + WEB_SUFFIXES)]
+    saved = {parent: _saved_dataset(parent) for parent in {file.parent for file in files}}
+    found = [
+        file.parent if _has(file, PAGES) else file
+        for file in files
+        if _has(file, SUFFIXES + WEB_SUFFIXES) and (not saved[file.parent] or file.name in saved[file.parent])
+    ]
     if not found:
         raise DataError("no data file in this folder", where=folder, fix=_known(SUFFIXES + WEB_SUFFIXES))
     return found
+
+
+def _saved_dataset(folder: Path) -> set[str]:
+    """The data files of a folder by `datasets.save_to_disk`: what its cache left there besides is not data."""
+    state = folder / "state.json"
+    if not state.exists() or not (folder / "dataset_info.json").exists():
+        return set()
+    found = read_json(state)
+    files = found.get("_data_files") if isinstance(found, dict) else None
+    if not isinstance(files, list) or not all(
+        isinstance(f, dict) and isinstance(f.get("filename"), str) for f in files
+    ):
+        raise DataError("names no data files", where=state, fix="save the data set again with save_to_disk")
+    return {file["filename"] for file in files}
 
 
 def _is_dropped(folder: Path) -> bool:
@@ -116,11 +156,11 @@ def _is_dropped(folder: Path) -> bool:
     return folder.name == DROPPED and ((run / RUN_STATE).exists() or (run / "report.json").exists())
 
 
-def _has(path: Path, suffixes: Sequence[str]) -> bool:
+def _has(path: Source, suffixes: Sequence[str]) -> bool:
     return path.name.lower().endswith(tuple(suffixes))
 
 
-def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+def _check_suffix(path: Source, suffixes: Sequence[str]) -> None:
     if not _has(path, suffixes):
         raise DataError("unknown kind of file", where=path, fix=_known(suffixes))
 
@@ -237,11 +277,13 @@ def _read_jsonl(path: Path) -> Iterator[pa.RecordBatch]:
     rows = _Rows()
     number = 0
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
+        with _open(path) as file:
+            for number, line in enumerate(_bounded_lines(file), start=1):
                 if line.isspace():
                     continue
                 try:
+                    if len(line) > MAX_LINE:
+                        raise _BadLineError("line too long", f"more than {MAX_LINE:,} bytes")
                     rows.add(*_parse(line))
                 except _BadLineError as error:
                     rows.add_error(path, number, line, error.reason, error.detail)
@@ -263,6 +305,14 @@ def _open(path: Path) -> io.BufferedIOBase:
     if _has(path, (".zst",)):
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")
+
+
+def _bounded_lines(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """The lines; of one that is too long (a decompression bomb has no line breaks) its beginning, past the limit."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line
+        while len(line) > MAX_LINE and not line.endswith(b"\n"):  # skip the rest
+            line = file.readline(MAX_LINE + 1)
 
 
 class _BadLineError(Exception):
@@ -344,7 +394,11 @@ def error_batch(path: Path, reason: str, detail: str) -> pa.RecordBatch:
 def _read_texts(files: Sequence[Path], root: Path) -> Iterator[pa.RecordBatch]:
     rows = _Rows()
     for file in files:
-        raw = file.read_bytes()
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_TEXT + 1)
+        if len(raw) > MAX_TEXT:
+            rows.add_error(file, 0, raw[:RAW_LINE], "text too long", f"more than {MAX_TEXT:,} bytes")
+            continue
         try:
             name = file.relative_to(root).as_posix().encode("utf-8", "replace").decode()  # names may be any bytes
             rows.add(raw.decode(), name, None, None)

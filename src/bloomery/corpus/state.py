@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -19,23 +20,42 @@ from bloomery.core.errors import ConfigError, DataError, StorageError
 from bloomery.core.files import atomic_file, explain_os_errors, read_json, write_json
 from bloomery.core.hashing import digest
 from bloomery.core.log import logger
-from bloomery.corpus.readers import DROPPED, RUN_STATE, TEXT
+from bloomery.corpus.planning import available_memory
+from bloomery.corpus.readers import DROPPED, RUN_STATE
+from bloomery.corpus.remote import PAGES, Mirror, Source, Url, identity
 from bloomery.corpus.report import Report, StepStats
 from bloomery.corpus.steps import Barrier, Step, decision_notes
 from bloomery.corpus.unit import Job, Reader, Segment
 
+OURS = re.compile(r"[0-9]{5,}-[^/]*\.(?:parquet|jsonl|jsonl\.gz|jsonl\.zst)|report\.json|dropped/[^/]*\.parquet")
+
 
 @contextmanager
 def opened(
-    folder: Path, steps: Sequence[Step | Barrier], files: Sequence[Path], read: Reader, resume: bool
+    place: Path | Mirror,
+    steps: Sequence[Step | Barrier],
+    files: Sequence[Source],
+    read: Reader,
+    format: str,
+    resume: bool,
 ) -> Iterator[State]:
-    """Lock `folder` for this run and check that what it holds is a run of the same steps over the same files."""
+    """Lock the folder for this run and check that what it holds is a run of the same steps over the same files.
+
+    Of a remote folder, the scratch folder is locked: two machines are not kept from writing to one address.
+    """
     manifest: dict[str, Any] = {
         "bloomery": bloomery.__version__,
         "reader": reader_name(read),
         "steps": [step.fingerprint() for step in steps],
-        "inputs": [os.path.abspath(file) for file in files],
+        "inputs": [str(file) if isinstance(file, Url) else os.path.abspath(file) for file in files],
+        "format": format,
     }
+    mirror = place if isinstance(place, Mirror) else None
+    folder = place if isinstance(place, Path) else place.folder
+    if mirror is not None:
+        if not resume:
+            mirror.delete_run(RUN_STATE, OURS)
+        mirror.pull(RUN_STATE)
     state = folder / RUN_STATE
     with explain_os_errors(folder):
         if not (state / "run.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
@@ -49,12 +69,14 @@ def opened(
             if not resume:
                 _delete_run(folder)
             if (state / "run.json").exists():
-                _check_same_run(folder, read_json(state / "run.json"), manifest)
+                _check_same_run(mirror.url if mirror else folder, read_json(state / "run.json"), manifest)
             else:
                 write_json(state / "run.json", manifest)
+                if mirror is not None:
+                    mirror.push(state / "run.json")
             for left_over in (*folder.glob(".*.tmp"), *folder.glob(f"{DROPPED}/.*.tmp"), *state.rglob(".*.tmp")):
                 left_over.unlink()
-            yield State(folder, files, cut(steps), manifest["reader"])
+            yield State(folder, files, cut(steps), manifest["reader"], format, mirror)
 
 
 def cut(steps: Sequence[Step | Barrier]) -> list[Segment]:
@@ -74,8 +96,17 @@ def cut(steps: Sequence[Step | Barrier]) -> list[Segment]:
 class State:
     """What is finished and where it lies, by segment and unit (the position of the input file)."""
 
-    def __init__(self, folder: Path, files: Sequence[Path], segments: Sequence[Segment], reader: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[Source],
+        segments: Sequence[Segment],
+        reader: str,
+        format: str = "parquet",
+        mirror: Mirror | None = None,
+    ) -> None:
         self.folder, self.files, self.segments = folder, files, segments
+        self._format, self._mirror = format, mirror
         self._keys = unit_keys(files, segments, reader)
         self._names = [f"{index:05d}-{_stem(file)}" for index, file in enumerate(files)]
 
@@ -96,12 +127,40 @@ class State:
         """The first segment that has work to do. Its predecessor is complete and still has its data."""
         for segment in reversed(range(len(self.segments))):
             jobs = [[self._job(k, unit) for unit in range(len(self.files))] for k in range(segment + 1)]
-            if all(map(has_record, (job for earlier in jobs for job in earlier))) and all(map(is_finished, jobs[-1])):
+            if all(map(has_record, (j for earlier in jobs for j in earlier))) and all(map(self.is_finished, jobs[-1])):
                 return segment + 1
         return 0
 
-    def decide(self, segment: int) -> None:
-        """Let the barrier before the segment decide over all sketches, in input order."""
+    def is_finished(self, job: Job) -> bool:
+        """Whether the unit is finished and what it wrote is still there."""
+        written = [job.documents_out, job.dropped, *([job.sketches] if job.sketches else [])]
+        return has_record(job) and all(path.exists() or self._is_sent(path) for path in written)
+
+    def publish(self, job: Job) -> None:
+        """Send what a finished unit wrote to the remote folder, its record last. Nothing to do where there is none."""
+        if self._mirror is None:
+            return
+        results = [job.dropped] if job.sketches else [job.documents_out, job.dropped]  # the rest is for this machine
+        fresh = [path for path in results if path.exists()]
+        if fresh:
+            self._mirror.forget(job.record)  # of an earlier state of the input
+        for path in fresh:
+            self._mirror.push(path, keep=False)
+        if fresh or not self._is_sent(job.record):
+            self._mirror.push(job.record)
+
+    def save_report(self, report: Report) -> None:
+        """Write `report.json`."""
+        report.save(self.folder / "report.json")
+        if self._mirror is not None:
+            self._mirror.push(self.folder / "report.json")
+
+    def decide(self, segment: int, force: bool = False) -> None:
+        """Let the barrier before the segment decide over all sketches, in input order.
+
+        Raises:
+            ConfigError: now that the documents are counted, it needs more memory than there is (unless `force`).
+        """
         barrier = self.segments[segment].previous
         if barrier is None:
             return
@@ -110,7 +169,7 @@ class State:
         if answer.exists() and note.exists() and read_json(note).get("key") == key:
             return
         sketches = pa.concat_tables(_mapped(job.sketches) for job in self.jobs(segment - 1))
-        self._warn_of_memory(barrier, len(sketches))
+        self._check_memory(barrier, len(sketches), force)
         start = time.perf_counter()
         table = barrier.decide(sketches)
         if table.num_columns == 0 or len(table) != len(sketches):
@@ -118,6 +177,8 @@ class State:
         with atomic_file(answer) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         write_json(note, {"key": key, "seconds": time.perf_counter() - start, "notes": decision_notes(table)})
+        if self._mirror is not None:
+            self._mirror.push(note)
 
     def documents_left(self, segment: int) -> int:
         """Documents that survived the segment."""
@@ -157,7 +218,7 @@ class State:
             key=self._keys[segment][unit],
             source=self.files[unit],
             documents_in=self._place(segment - 1) / f"{name}.documents.arrow",
-            documents_out=self.folder / f"{name}.parquet" if last else here / f"{name}.documents.arrow",
+            documents_out=self.folder / f"{name}.{self._format}" if last else here / f"{name}.documents.arrow",
             dropped=self.folder / DROPPED / (f"{name}.{segment}.parquet" if segment else f"{name}.parquet"),
             record=here / f"{name}.json",
             sketches=None if last else here / f"{name}.sketches.arrow",
@@ -170,12 +231,26 @@ class State:
     def _rows(self, segment: int, unit: int) -> int:
         return int(self._record(segment, unit)["report"]["steps"][-1]["kept"])
 
-    def _warn_of_memory(self, barrier: Barrier, documents: int) -> None:
+    def _is_sent(self, path: Path) -> bool:
+        return self._mirror is not None and self._mirror.has(path)
+
+    def _check_memory(self, barrier: Barrier, documents: int, force: bool) -> None:
         size = sum(self._record(0, unit)["report"]["text_bytes_in"] for unit in range(len(self.files)))
-        need, free = barrier.plan(documents, size).ram_bytes, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if need > free:
-            text = "%s over %d documents needs about %.1f GB, %.1f GB are free"
-            logger("corpus").warning(text, barrier.name, documents, need / 1e9, free / 1e9)
+        need, there = barrier.plan(documents, size).ram_bytes, available_memory()
+        if need <= there:
+            return
+        text = (
+            f"{barrier.name} over {documents:,} documents needs {need / 1e9:,.1f} GB of memory, {there / 1e9:,.1f} GB"
+        )
+        if force:
+            logger("corpus").warning("%s are free", text)
+            return
+        raise ConfigError(
+            f"{text} are free",
+            where=self.folder,
+            fix=f"finished files are kept: go on with more memory, with {-(-need // there)} runs over parts of the "
+            "input, or with force=True",
+        )
 
 
 def has_record(job: Job) -> bool:
@@ -183,13 +258,7 @@ def has_record(job: Job) -> bool:
     return job.record.exists() and bool(read_json(job.record).get("key") == job.key)
 
 
-def is_finished(job: Job) -> bool:
-    """Whether the unit is finished and what it wrote is still there."""
-    written = [job.documents_out, job.dropped, *([job.sketches] if job.sketches else [])]
-    return has_record(job) and all(path.exists() for path in written)
-
-
-def unit_keys(files: Sequence[Path], segments: Sequence[Segment], reader: str) -> list[list[str]]:
+def unit_keys(files: Sequence[Source], segments: Sequence[Segment], reader: str) -> list[list[str]]:
     """One key per segment and file. After a barrier a file's result depends on every file, and so does its key."""
     keys: list[list[str]] = []
     for segment in segments:
@@ -210,21 +279,23 @@ def reader_name(read: Reader) -> str:
     return f"{read.__module__}.{getattr(read, '__qualname__', type(read).__qualname__)}"
 
 
-def _identity(path: Path) -> list[Any]:
-    """Size and modification time, of every text file where the input is a folder of them."""
-    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(TEXT)) if path.is_dir() else [path]
+def _identity(path: Source) -> list[Any]:
+    """Size and modification time, of every file where the input is a folder of them."""
+    if isinstance(path, Url):
+        return identity(path)
+    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(PAGES)) if path.is_dir() else [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _stem(path: Path) -> str:
+def _stem(path: Source) -> str:
     """A short, safe name for the files made from `path`: at most 80 bytes, so that suffixes still fit."""
     name = path.name.partition(".")[0] or path.name
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     return safe.encode()[:80].decode(errors="ignore")
 
 
-def _check_same_run(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    for what in ("bloomery", "reader", "steps", "inputs"):
+def _check_same_run(folder: Path | Url, there: dict[str, Any], now: dict[str, Any]) -> None:
+    for what in ("bloomery", "reader", "steps", "inputs", "format"):
         if there.get(what) != now[what]:
             raise ConfigError(
                 f"holds a run with other {'versions of bloomery' if what == 'bloomery' else what}: "
@@ -249,7 +320,7 @@ def _delete_run(folder: Path) -> None:
     state = folder / RUN_STATE
     if not (state / "run.json").exists():
         return
-    documents = folder.glob("[0-9][0-9][0-9][0-9][0-9]*-*.parquet")
+    documents = (path for path in folder.glob("[0-9][0-9][0-9][0-9][0-9]*-*") if OURS.fullmatch(path.name))
     for path in (*documents, folder / "report.json", state / "run.json"):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / DROPPED, ignore_errors=True)

@@ -10,24 +10,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bloomery.core.errors import BloomeryError, DataError
 from bloomery.core.files import atomic_file, write_json
 from bloomery.corpus.documents import SCHEMA, texts, with_column
 from bloomery.corpus.readers import error_batch
+from bloomery.corpus.remote import Source, local_copy
 from bloomery.corpus.report import EXAMPLES, MAX_REASONS, MAX_SOURCES, Report, StepStats, add_capped
 from bloomery.corpus.steps import DROP, ERROR, Barrier, Step, drop_reasons, kept
+from bloomery.corpus.writers import ParquetWriter, writer
 
-ROW_GROUP_DOCUMENTS = 10_000
-ROW_GROUP_BYTES = 64 << 20
 HOST = r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
 SNIPPET = 160  # characters of a dropped document that the report shows
 
@@ -53,7 +52,7 @@ class Job:
     """Where one unit reads and writes. `decisions` is (file, first row, rows) of the previous barrier's answer."""
 
     key: str
-    source: Path
+    source: Source
     documents_in: Path
     documents_out: Path
     dropped: Path
@@ -105,12 +104,13 @@ def _source(job: Job, segment: Segment, read: Reader, tally: _Tally) -> Iterator
         yield batch
 
 
-def _input_batches(path: Path, read: Reader) -> Iterator[pa.RecordBatch]:
-    batches = read(path)  # what is wrong before the first byte (unknown suffix) is the caller's mistake and is raised
-    try:
-        yield from batches
-    except DataError as error:  # a damaged file is one bad thing among many: counted, and the run goes on
-        yield error_batch(path, "unreadable file", error.what)
+def _input_batches(source: Source, read: Reader) -> Iterator[pa.RecordBatch]:
+    with local_copy(source) as path:
+        batches = read(path)  # what is wrong before the first byte (unknown suffix) is the caller's mistake: raised
+        try:
+            yield from batches
+        except DataError as error:  # a damaged file is one bad thing among many: counted, and the run goes on
+            yield error_batch(path, "unreadable file", error.what)
 
 
 def _decided_batches(job: Job) -> Iterator[pa.RecordBatch]:
@@ -163,7 +163,7 @@ def _isolated(step: Step, batch: pa.RecordBatch) -> pa.RecordBatch:
 class _Tally:
     """The unit's account."""
 
-    source: Path
+    source: Source
     segment: Segment
     steps: list[StepStats] = field(init=False)
     totals: Report = field(default_factory=Report)
@@ -246,16 +246,15 @@ class _Outputs:
             job, barrier = self._job, self._segment.barrier
             self._sketches: pa.RecordBatchWriter | None = None
             if barrier is None:
-                self._documents: _ParquetWriter | pa.RecordBatchWriter = stack.enter_context(
-                    _ParquetWriter(stack.enter_context(atomic_file(job.documents_out)), self._schema)
-                )
+                file = stack.enter_context(atomic_file(job.documents_out))
+                self._documents: Any = stack.enter_context(writer(job.documents_out, file, self._schema))
             else:
                 assert job.sketches is not None
                 self._documents = _ipc(stack, job.documents_out, self._schema, "zstd")
                 shape = barrier.sketch(pa.RecordBatch.from_pylist([], schema=self._schema)).schema
                 self._sketches = _ipc(stack, job.sketches, shape)  # uncompressed: read again as a memory map
             self._dropped = stack.enter_context(
-                _ParquetWriter(stack.enter_context(atomic_file(job.dropped)), self._dropped_schema)
+                ParquetWriter(stack.enter_context(atomic_file(job.dropped)), self._dropped_schema)
             )
             self._stack = stack.pop_all()
         return self
@@ -328,36 +327,3 @@ def _conform(columns: dict[str, pa.Array], rows: int, schema: pa.Schema, partial
 def _ipc(stack: ExitStack, path: Path, schema: pa.Schema, compression: str | None = None) -> pa.RecordBatchWriter:
     file = stack.enter_context(atomic_file(path))
     return stack.enter_context(pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression=compression)))
-
-
-class _ParquetWriter:
-    """Parquet with row groups of a useful size, however small the surviving batches are."""
-
-    def __init__(self, file: Any, schema: pa.Schema) -> None:
-        self._schema, self._waiting = schema, list[pa.RecordBatch]()
-        self._rows = self._bytes = 0
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
-
-    def __enter__(self) -> _ParquetWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
-            self._flush()
-            self._writer.close()
-        else:
-            with suppress(Exception):  # the file is about to be thrown away
-                self._writer.close()
-
-    def write_batch(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
-        if self._rows >= ROW_GROUP_DOCUMENTS or self._bytes >= ROW_GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
-        self._waiting = []
-        self._rows = self._bytes = 0

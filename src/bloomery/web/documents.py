@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from bloomery.core.errors import BloomeryError, DataError
 from bloomery.corpus.documents import from_texts, with_column
-from bloomery.corpus.readers import ARCHIVES, HTML
+from bloomery.corpus.readers import ARCHIVES
 from bloomery.corpus.readers import read_documents as read_corpus
+from bloomery.corpus.remote import HTML, PAGES, Url, local_copy, source_of
 from bloomery.corpus.steps import DROP
-from bloomery.web.archive import ReadStats, iterate_pages
+from bloomery.web.archive import MAX_RECORD, ReadStats, iterate_pages
 from bloomery.web.extract import Mode, extract
 from bloomery.web.fetch import HTML_TYPES
 from bloomery.web.page import Page
@@ -25,19 +26,30 @@ BATCH_BYTES = 32 << 20  # of text; a batch ends early at this size
 Row = tuple[str, str, dict[str, str], str | None]  # text, url, meta, reason to drop
 
 
-def read_documents(path: Path | str, extract: Mode = "main", batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """The pages of a web archive, or one HTML file, as documents; other files go to `corpus.read_documents`.
+def read_documents(
+    path: Path | str | Url, extract: Mode = "main", batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """The pages of a web archive, an HTML file or a folder of them as documents; others go to `corpus.read_documents`.
 
     `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`. `meta` holds status,
     content_type, date, title and language (as declared). What is not a readable page with status 200 comes as a row
     marked for dropping: bad records and pages that cannot be extracted as errors, others as "not a page".
     """
-    path = Path(path)
-    name = path.name.lower()
-    if not name.endswith(ARCHIVES + HTML):
+    source = source_of(path)
+    if isinstance(source, Url):
+        with local_copy(source) as copy:
+            yield from read_documents(copy, extract, batch_rows)
+        return
+    path, name = source, source.name.lower()
+    if path.is_dir():
+        rows = _folder_rows(path, extract)
+    elif name.endswith(HTML):
+        rows = iter([_file_row(path, extract)])
+    elif name.endswith(ARCHIVES):
+        rows = _rows(path, extract)
+    else:
         yield from read_corpus(path)
         return
-    rows = iter([_file_row(path, extract)]) if name.endswith(HTML) else _rows(path, extract)
     while chunk := list(_up_to(rows, batch_rows)):
         texts, urls, metas, reasons = zip(*chunk, strict=True)
         yield with_column(from_texts(texts, urls=urls, metas=metas), DROP, pa.array(reasons, pa.string()))
@@ -52,12 +64,22 @@ def _rows(path: Path, mode: Mode) -> Iterator[Row]:
             yield "", f"{path.name}#{reason.replace(' ', '-')}-{number}", {}, f"error: {reason}"
 
 
-def _file_row(path: Path, mode: Mode) -> Row:
+def _folder_rows(folder: Path, mode: Mode) -> Iterator[Row]:
+    """The HTML and text files of one folder, by name."""
+    for path in sorted(file for file in folder.iterdir() if file.name.lower().endswith(PAGES)):
+        yield _file_row(path, mode, "text/html" if path.name.lower().endswith(HTML) else "text/plain")
+
+
+def _file_row(path: Path, mode: Mode, kind: str = "text/html") -> Row:
+    url = path.resolve().as_uri()
     try:
-        body = path.read_bytes()
+        with path.open("rb") as file:
+            body = file.read(MAX_RECORD + 1)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from error
-    return _row(Page(path.resolve().as_uri(), 200, "text/html", body), mode)
+    if len(body) > MAX_RECORD:
+        return "", url, {}, "error: page too large"
+    return _row(Page(url, 200, kind, body), mode)
 
 
 def _row(page: Page, mode: Mode) -> Row:
