@@ -52,7 +52,7 @@ def test_score_and_select_with_a_trained_scorer(documents, ok):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: [Lenght]", "steps.yaml: steps[0]: unknown step 'Lenght' (did you mean 'Length'?)"),
+        ("steps: [Lenght]", "steps.yaml: steps[0]: unknown step 'Lenght' (did you mean 'Length'"),
         ("steps: [{Length: {minimum: 3}}]", "unknown field 'minimum' of Length"),
         ("steps: [{NearDedup: {threshold: high}}]", "threshold: expected float, got 'high'"),
         ("steps: [3]", "expected a name or name: {field: value}, got 3"),
@@ -82,3 +82,25 @@ def test_an_empty_corpus_says_what_removed_it(documents, refused):
     Path("in/b.jsonl").write_text('{"text": "brief"}\n')
     message = refused("curate", documents, "out", "--use", "Length", "--engine", "inline", "--quiet")
     assert "Length" in message
+
+
+def test_a_pipeline_by_name_and_what_it_would_take(documents, ok, bloomery, refused):
+    plan = ok("curate", documents, "out", "--recipe", "refinedweb", "--plan")
+    assert plan["documents"] >= 1
+    assert not Path("out").exists()
+    code, _, error = bloomery("curate", documents, "out", "--recipe", "refinedweb", "--engine", "inline", "--quiet")
+    assert code in (0, 2), error  # these texts repeat themselves, and may all be dropped for it
+    assert "exclude each other" in refused("curate", documents, "out", "--recipe", "dclm", "--use", "Length")
+    assert "did you mean 'refinedweb'?" in refused("curate", documents, "out2", "--recipe", "refinedwb")
+
+
+def test_a_configuration_of_dclm_and_json_lines_out(documents, ok):
+    Path("dclm.yaml").write_text(
+        "- source: cc\n  steps:\n    - func: page_length_filter\n      length_type: word\n      min_length: 50\n"
+        "      ignore_punctuation: True\n"
+    )
+    report = ok(
+        "curate", documents, "out", "--steps", "dclm.yaml", "--engine", "inline", "--format", "jsonl", "--quiet"
+    )
+    assert report["documents_out"] == 9
+    assert sum(len(path.read_text().splitlines()) for path in Path("out").glob("*.jsonl")) == 9

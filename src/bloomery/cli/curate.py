@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,23 @@ from bloomery.cli.options import parse, print_json, print_rich
 from bloomery.core.config import decode, load_yaml
 from bloomery.core.errors import ConfigError, nearest
 
+REFINEDWEB = (
+    "AlphabeticWords", "BulletLines", "CollapseNewlines", "CounterLines", "EllipsisLines", "FastTextLanguage",
+    "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
+    "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
+)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
-KNOWN = (*DEFAULT, "Score", "Select", "Split")
+KNOWN = (
+    *DEFAULT,
+    "Score",
+    "Select",
+    "Split",
+    "BloomDedup",
+    "CutParagraphs",
+    "BalancedSample",
+    "Decontaminate",
+    *REFINEDWEB,
+)
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
@@ -24,7 +40,12 @@ command continues a run that was stopped.
 Example:
   bloomery curate crawl/ corpus/
   bloomery curate a.jsonl b.warc.gz corpus/ --use Length ExactDedup --workers 8
+  bloomery curate crawl/ corpus/ --recipe dclm --model classifier.bin --keep 0.1
   bloomery curate crawl/ corpus/ --steps steps.yaml
+  bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
+  bloomery curate crawl/ corpus/ --plan
+
+`--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
 
 steps.yaml:
   steps:
@@ -49,10 +70,26 @@ class Options:
     """YAML file with a list of steps."""
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
-    engine: Literal["inline", "processes"] = "processes"
-    """Run in this process, or in a pool."""
+    recipe: str = ""
+    """A whole pipeline by name instead: refinedweb, dclm or gopher."""
+    model: Path | None = None
+    """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
+    keep: float = 0.1
+    """Share of the documents that it keeps."""
+    language_model: Path | None = None
+    """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    engine: Literal["inline", "processes", "ray"] = "processes"
+    """Run in this process, in a pool, or on Ray; the output is the same."""
     workers: int | None = None
-    """Processes of the pool; default: all CPUs."""
+    """Units of work at a time; default: all CPUs."""
+    address: str | None = None
+    """Of a running Ray cluster; without it `--engine ray` starts a local one."""
+    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] = "parquet"
+    """Of the survivors."""
+    plan: bool = False
+    """Only say what the run would take: documents, memory, disk, time."""
+    force: bool = False
+    """Run although the plan says that memory or disk will not do."""
     resume: bool = True
     """Skip input files that are done."""
     quiet: bool = False
@@ -66,20 +103,31 @@ def main(argv: Sequence[str]) -> int:
     options = parse(Options, argv, prog="bloomery curate", about=ABOUT)
     if len(options.paths) < 2:
         raise ConfigError("needs inputs and an output folder", fix="bloomery curate IN… OUT")
-    if options.steps and options.use:
-        raise ConfigError("--steps and --use exclude each other", fix="write the steps into the file")
+    if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
+        raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
     from bloomery import corpus
     from bloomery.web import read_documents
 
     *inputs, output = options.paths
+    steps = _steps(options)
+    if options.plan:
+        needs = corpus.plan(steps, inputs, workers=options.workers)
+        if options.json:
+            print_json(needs.to_dict())
+        else:
+            print_rich(needs.table())
+        return 0
     report = corpus.run(
-        load_steps(options.steps) if options.steps else [make_step(name) for name in options.use or DEFAULT],
+        steps,
         inputs,
         output,
         engine=options.engine,
         workers=options.workers,
+        address=options.address,
         read=read_documents,
+        format=options.format,
         resume=options.resume,
+        force=options.force,
         quiet=options.quiet,
     )
     if options.json:
@@ -89,8 +137,28 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def load_steps(file: Path) -> list[Any]:
-    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields."""
+def _steps(options: Options) -> list[Any]:
+    """The steps that the options ask for."""
+    if options.recipe:
+        from bloomery.corpus.presets import preset
+
+        fields: dict[str, Any] = {}
+        if options.language_model:
+            fields["language_model"] = options.language_model
+        if options.model:
+            fields |= {"scorer": _load_scorer(options.model), "keep": options.keep}
+        return preset(options.recipe, **fields)
+    if options.steps:
+        return load_steps(options.steps, options.language_model)
+    return [make_step(name) for name in options.use or DEFAULT]
+
+
+def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
+    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a file of DCLM's."""
+    if _is_upstream(file):
+        from bloomery.corpus.refinedweb.upstream_yaml import load
+
+        return load(file, language_model=language_model)
     values = load_yaml(file)
     for key in values:
         if key != "steps":
@@ -111,6 +179,14 @@ def load_steps(file: Path) -> list[Any]:
     return made
 
 
+def _is_upstream(file: Path) -> bool:
+    """Whether the file is a list of sources, as DCLM's own configurations are."""
+    try:
+        return any(line.startswith("- source:") for line in file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False  # `load_yaml` says what is wrong with it
+
+
 def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") -> Any:
     """One step by its name, with fields checked like any configuration."""
     from bloomery import corpus
@@ -119,13 +195,17 @@ def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") 
         raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
     if name == "Score":
         return corpus.Score(_scorer(fields or {}, where))
-    return decode(getattr(corpus, name), fields or {}, where=f"{where} {name}".strip())
+    home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
+    return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
 
 
 def _scorer(fields: dict[str, Any], where: str) -> Any:
-    from bloomery import corpus
-
     if set(fields) != {"model"}:
         raise ConfigError(f"Score takes model: PATH, got {sorted(fields)}", where=where or None)
-    path = Path(str(fields["model"]))
+    return _load_scorer(Path(str(fields["model"])))
+
+
+def _load_scorer(path: Path) -> Any:
+    from bloomery import corpus
+
     return corpus.FastTextScorer.load(path) if path.suffix in (".bin", ".ftz") else corpus.LinearScorer.load(path)

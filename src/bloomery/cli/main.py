@@ -19,6 +19,7 @@ COMMANDS = {
     "claims": "what the runs on this machine have shown",
     "crawl": "fetch a site politely into WARC files",
     "curate": "turn WARC, JSONL, Parquet or text into a clean corpus",
+    "inspect": "what a curation run dropped and why, with examples",
     "tokenizer": "train a tokenizer, or look at one",
     "train": "pretrain a decoder from a YAML file (works under torchrun)",
     "generate": "continue prompts with a model folder",

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TEXTS = ["the first of the documents that stay here for a while", "<script>alert(1)</script> & more", "short", "short"]
+
+
+@pytest.fixture
+def run(ok):
+    Path("in").mkdir()
+    lines = [json.dumps({"text": text, "url": f"http://e{i}.org/{i}"}) for i, text in enumerate(TEXTS)]
+    Path("in/a.jsonl").write_text("\n".join(lines) + "\n")
+    Path("steps.yaml").write_text("steps:\n  - ExactDedup\n  - Length: {min_words: 3, min_mean_length: 1.0}\n")
+    ok("curate", "in", "out", "--steps", "steps.yaml", "--engine", "inline", "--quiet")
+    return "out"
+
+
+def test_reasons_with_examples(run, ok, bloomery):
+    found = ok("inspect", run)
+    reasons = {(group["step"], group["reason"]): group for group in found["dropped"]}
+    assert reasons["ExactDedup", "exact duplicate"]["documents"] == 1
+    assert reasons["Length", "too few words"]["examples"][0]["text"] == "short"
+    assert found["largest_cluster"] == 2
+    _, out, _ = bloomery("inspect", run)
+    assert "why documents were dropped" in out
+    assert "too few words" in out
+
+
+def test_a_page_that_nothing_can_escape_from(run, bloomery):
+    code, out, _ = bloomery("inspect", run, "--html", "page.html")
+    assert code == 0
+    assert "page.html" in out
+    page = Path("page.html").read_text()
+    assert "2 of 4 documents kept" in page
+    assert "too few words" in page
+    assert "<script" not in page
+    assert "http://e3.org/3" in page
+
+
+def test_a_folder_without_a_run(refused):
+    Path("empty").mkdir()
+    assert "no report.json" in refused("inspect", "empty")
