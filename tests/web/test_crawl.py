@@ -425,7 +425,8 @@ def test_only_unusable_pages_is_an_empty_error(site: Any, reply: Any, tmp_path: 
     "settings",
     [
         {"max_pages": 0}, {"timeout": 0}, {"include": ("(",)}, {"order": "depth"}, {"user_agent": " "},
-        {"user_agent": "a\nb"}, {"allow_networks": ("x",)}, {"order": "best", "reproducible": True}, {"retries": -1},
+        {"user_agent": "a\nb"}, {"allow_networks": ("x",)}, {"host_diversity": 1.0}, {"round_pages": 0},
+        {"retries": -1},
     ],
 )  # fmt: skip
 def test_bad_settings_are_config_errors(settings: dict[str, Any]) -> None:

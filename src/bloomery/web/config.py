@@ -30,7 +30,9 @@ class CrawlConfig:
     include: tuple[str, ...] = ()  # regular expressions; a link's URL must contain a match of one of them
     exclude: tuple[str, ...] = ()  # regular expressions; a link's URL must contain no match
     order: Literal["breadth", "best"] = "breadth"  # "best" follows the priority or scorer given to `crawl`
-    reproducible: bool = False  # finish a depth before the next one: the same web gives the same pages
+    reproducible: bool = False  # finish a depth (best-first: a round) before the next: the same web, the same pages
+    round_pages: int = 100  # reproducible best-first: the links chosen at once, as Craw4LLM chooses
+    host_diversity: float = 0.0  # there: taken off a link's priority for each doubling of what its host had chosen
     concurrency: int = 32  # requests at once, over all hosts
     per_host_concurrency: int = 1  # requests at once to one host
     per_host_delay: float = 1.0  # seconds between the starts of two requests to a host; Crawl-delay can only raise it
@@ -50,7 +52,7 @@ class CrawlConfig:
     def __post_init__(self) -> None:
         for name, low in (("max_pages", 1), ("concurrency", 1), ("per_host_concurrency", 1), ("max_bytes", 1),
                           ("segment_bytes", 1), ("retries", 0), ("max_redirects", 0), ("per_host_delay", 0),
-                          ("max_depth", 0)):  # fmt: skip
+                          ("max_depth", 0), ("round_pages", 1), ("host_diversity", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ConfigError(f"{name} must be at least {low}, got {value!r}", where=name)
@@ -65,8 +67,10 @@ class CrawlConfig:
                     raise ConfigError(f"not a regular expression: {pattern!r}: {error}", where=name) from error
         if self.order not in ("breadth", "best"):
             raise ConfigError(f"unknown order {self.order!r}", where="order", fix="use breadth or best")
-        if self.reproducible and self.order == "best":
-            raise ConfigError("levels and best-first order contradict each other", where="reproducible")
+        if self.host_diversity and not (self.reproducible and self.order == "best"):
+            raise ConfigError(
+                "host_diversity belongs to rounds", where="host_diversity", fix='reproducible=True, order="best"'
+            )
         if not self.user_agent.strip() or not self.user_agent.isprintable():
             raise ConfigError("a crawler must say who it is, in printable characters", where="user_agent")
         self.guard()

@@ -7,6 +7,7 @@ outcome to the store and pushes the links it finds. See `store` for what is on d
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
-from bloomery.core.errors import ConfigError, DataError, WebError, nearest
+from bloomery.core.errors import ConfigError, DataError, nearest
 from bloomery.core.files import write_json
 from bloomery.core.hashing import hash64
 from bloomery.core.log import logger
@@ -24,15 +25,15 @@ from bloomery.core.progress import Progress
 from bloomery.web.config import CrawlConfig
 from bloomery.web.extract import links as page_links
 from bloomery.web.fetch import HTML_TYPES, MAX_RETRY_AFTER, Fetcher, FetchError, Response, backoff
-from bloomery.web.frontier import Frontier, Link, PoliteFrontier, Priority
+from bloomery.web.frontier import Frontier, Link, PoliteFrontier, Priority, RoundFrontier
 from bloomery.web.page import Page
 from bloomery.web.report import CrawlReport
 from bloomery.web.robots import MAX_BYTES as ROBOTS_BYTES
 from bloomery.web.robots import RobotsCache, Rules
-from bloomery.web.scope import Scope
+from bloomery.web.scope import Scope, canonical_seeds, leads_back
 from bloomery.web.sitemaps import listed
 from bloomery.web.store import EXCLUDED, FAILED, QUEUED, REDIRECTED, STORED, Adopted, Store
-from bloomery.web.urls import canonical, host_of, origin_of, resolve
+from bloomery.web.urls import host_of, origin_of, resolve
 
 Scorer = Callable[[Page], float]
 
@@ -58,8 +59,9 @@ def crawl(
     """Crawl from `seeds` into the folder `out`; run again with the same arguments, it continues where it was.
 
     `settings` are fields of `CrawlConfig` to change in `config`. With `order="best"`, `priority(link)` decides what
-    comes next; without it, links inherit `scorer(page)` of the page they were found on. A crawl that has run to its
-    end only tries again what failed for a passing reason.
+    comes next; without it, links inherit `scorer(page)` of the page they were found on. With `reproducible=True` too,
+    the crawl goes in rounds, as Craw4LLM's, and depends on the web alone (see `RoundFrontier`). A crawl that has run to
+    its end only tries again what failed for a passing reason.
 
     Raises:
         ConfigError: bad seeds or settings, or a folder that holds another crawl.
@@ -77,7 +79,7 @@ def crawl(
 class Crawler:
     """A crawler with its settings and hooks; `crawl` runs it, `run` is the same as a coroutine.
 
-    `frontier` replaces the default `PoliteFrontier`; `resolver` replaces aiohttp's name resolution.
+    `frontier` replaces the default `PoliteFrontier` or `RoundFrontier`; `resolver` replaces aiohttp's name resolution.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Crawler:
 
     async def run(self, seeds: Iterable[str], out: Path | str) -> CrawlReport:
         """The same, for callers that have an event loop already."""
-        seeds = _canonical_seeds(seeds)
+        seeds = canonical_seeds(seeds)
         self._store = Store(Path(out), self.config.user_agent, self.config.segment_bytes)
         try:
             self._store.check_identity({"seeds": seeds, **self.config.identity()})
@@ -130,12 +132,7 @@ class Crawler:
     def _begin(self, seeds: list[str]) -> None:
         """Fill the frontier from the seeds and from what earlier runs in this folder left."""
         store = self._store
-        given, config = self._given_frontier, self.config
-        self._frontier: Frontier = (
-            PoliteFrontier(config.per_host_delay, config.per_host_concurrency, config.reproducible)
-            if given is None  # an empty one is false
-            else given
-        )
+        self._frontier = self._new_frontier()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: Counter[str] = Counter()
@@ -155,14 +152,32 @@ class Crawler:
         self._stored = store.totals().get(STORED, (0, 0))[0]
         store.requeue(PASSING if self._stored else None)
         waiting = list(store.rows(QUEUED))
-        store.start()
+        self._frontier = self._new_frontier()  # the tail may have used the one before
         self._push(waiting)
+        if self._rounds is not None:
+            for link in store.rows(STORED, FAILED, REDIRECTED, EXCLUDED):
+                self._rounds.count(link)
+            self._rounds.resume(json.loads(store.meta("round", "[]")))
+        store.start()
         self._add(list(fresh.values()))
+
+    def _new_frontier(self) -> Frontier:
+        config, given = self.config, self._given_frontier
+        manners = config.per_host_delay, config.per_host_concurrency
+        self._rounds: RoundFrontier | None = None
+        if given is not None:  # an empty one is false
+            return given
+        if config.reproducible and config.order == "best":
+            self._rounds = RoundFrontier(*manners, config.host_diversity)
+            return self._rounds
+        return PoliteFrontier(*manners, config.reproducible)
 
     def _adopt_tail(self, fresh: dict[str, Link]) -> None:
         """Take in the pages that a killed run archived without recording them, in the order it archived them."""
         tail = list(self._store.tail())
         known = fresh | {link.url: link for link in self._store.rows(QUEUED)} if tail else {}
+        if self._rounds is not None:  # to tell which links are better
+            self._push(list(known.values()))
         adopted = []
         for page, metadata in tail:
             depth = int(metadata.get("hopsFromSeed", "0"))
@@ -171,6 +186,8 @@ class Crawler:
             self._seen.add(hash64(page.url))
             children = self._children(link, page)
             known.update((child.url, child) for child in children)
+            if self._rounds is not None:
+                self._push(children)
             adopted.append(Adopted(link, page, children))
         self._store.adopt(adopted)
 
@@ -215,6 +232,10 @@ class Crawler:
         while True:
             self._wake.clear()
             self._store.raise_error()
+            if self._rounds is not None and not tasks and self._rounds.finished and self._stored < config.max_pages:
+                # never more than may still be stored: all pages of a round are, whichever arrives first
+                chosen = self._rounds.begin(min(config.round_pages, config.max_pages - self._stored))
+                self._store.begin_round(chosen)
             while (
                 len(tasks) < config.concurrency
                 and self._stored + len(tasks) < config.max_pages
@@ -284,26 +305,18 @@ class Crawler:
         target = response.location
         if target is None:
             raise FetchError("bad_redirect", "a redirect to no usable address", where=link.url)
-        if self._leads_back(target, link.url):
+        if leads_back(target, link.url, self._redirects):
             raise FetchError("redirect_loop", f"redirects in a loop, to {target}", where=link.url)
         if len(chain) > self.config.max_redirects:
             raise FetchError("redirects", f"more than {self.config.max_redirects} redirects", where=link.url)
         self._redirects[link.url] = target
         if link.depth == 0:
             self._scope.hosts.add(host_of(target))
-        if (link.depth == 0 or self._scope.holds(target)) and self._is_new(target):
-            self._add([with_changes(link, url=target, via=chain, attempt=0)])
+        if link.depth == 0 or self._scope.holds(target):
+            following = with_changes(link, url=target, via=chain, attempt=0)
+            if self._is_wanted(following):
+                self._add([following])
         self._store.settle(link.url, REDIRECTED, "redirect", target)  # last: a kill in between must not lose the target
-
-    def _leads_back(self, target: str, origin: str) -> bool:
-        """Whether the known redirects lead from `target` to `origin`."""
-        for _ in range(len(self._redirects) + 1):
-            if target == origin:
-                return True
-            if target not in self._redirects:
-                return False
-            target = self._redirects[target]
-        return False
 
     def _failed(self, link: Link, host: str, error: FetchError) -> None:
         now = time.monotonic()
@@ -329,12 +342,18 @@ class Crawler:
             return []
         children = []
         for url, anchor in page_links(page.html, page.url):
-            if hash64(url) not in self._seen and self._scope.holds(url) and self._is_new(url):
+            new = hash64(url) not in self._seen
+            if (new or self._rounds is not None) and self._scope.holds(url):
                 child = Link(url, link.depth + 1, page.url, anchor, score, score)
                 if self._priority is not None:
                     child.priority = self._checked(self._priority(child), "priority", url)
-                children.append(child)
+                if self._is_wanted(child):
+                    children.append(child)
         return children
+
+    def _is_wanted(self, link: Link) -> bool:
+        """Whether this is the first way to an address, or in rounds a better one."""
+        return self._is_new(link.url) or (self._rounds is not None and self._rounds.better(link))
 
     def _is_new(self, url: str) -> bool:
         key = hash64(url)
@@ -381,17 +400,3 @@ class Crawler:
             async for sitemap, urls in listed(filter(None, sitemaps), get):
                 if not self._scope.too_deep(1):
                     self._add([Link(url, 1, sitemap) for url in urls if self._scope.holds(url) and self._is_new(url)])
-
-
-def _canonical_seeds(seeds: Iterable[str]) -> list[str]:
-    if isinstance(seeds, str):
-        seeds = [seeds]
-    result = []
-    for seed in seeds:
-        try:
-            result.append(canonical(seed))
-        except WebError as error:
-            raise ConfigError(f"not a usable seed: {error.what}", where=error.where, fix=error.fix) from error
-    if not result:
-        raise ConfigError("no seeds", fix="give at least one URL to start from")
-    return sorted(set(result))

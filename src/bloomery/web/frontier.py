@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class PoliteFrontier:
     def _enqueue(self, link: Link) -> None:
         name = host_of(link.url)
         host = self._host(name)
-        key = (-link.priority, link.depth, hash64(link.url), link.url)
+        key = _key(link)
         heapq.heappush(host.queue, (key, link))
         if host.queue[0][0] is key:
             self._list(name)
@@ -160,3 +161,111 @@ class PoliteFrontier:
         host = self._hosts[name]
         if host.queue and host.running < self._concurrency:
             heapq.heappush(self._ready, (host.queue[0][0], name))
+
+
+class RoundFrontier:
+    """Best-first in rounds, as Craw4LLM crawls: choose the best links, fetch them all, then choose again.
+
+    What is chosen depends on what the rounds before found and not on which answer came first, so the same web gives
+    the same pages. For that, a link found on several pages has the best priority any of them gives it (`push` may
+    raise that of a waiting link), and a round is finished, retries included, before the next is chosen. Inside a round
+    a `PoliteFrontier` decides what is fetched when.
+
+    `host_diversity` times log2(1 + links chosen of the host so far) is taken off a link's priority.
+    """
+
+    def __init__(self, per_host_delay: float = 0.0, per_host_concurrency: int = 1, host_diversity: float = 0.0) -> None:
+        self._round = PoliteFrontier(per_host_delay, per_host_concurrency)
+        self._weight = host_diversity
+        self._links: dict[str, Link] = {}  # those waiting, with the best priority offered
+        self._hosts: dict[str, list[Key]] = {}  # heaps; an entry that no longer holds true is skipped
+        self._chosen: Counter[str] = Counter()
+
+    def begin(self, count: int) -> list[Link]:
+        """Choose the `count` best links, fewer when fewer wait, as the next round."""
+        best = [(self._cost(name), name) for name in self._hosts if self._first(name) is not None]
+        heapq.heapify(best)
+        chosen: list[Link] = []
+        while best and len(chosen) < count:
+            name = best[0][1]
+            chosen.append(self._take(heapq.heappop(self._hosts[name])[3]))
+            if self._first(name) is None:
+                heapq.heappop(best)
+                del self._hosts[name]
+            else:
+                heapq.heapreplace(best, (self._cost(name), name))
+        return chosen
+
+    def resume(self, urls: list[str]) -> None:
+        """The round that a killed crawl was in: those of its links that still wait."""
+        for url in urls:
+            if url in self._links:
+                self._take(url)
+
+    def count(self, link: Link) -> None:
+        """A link that an earlier run has dealt with."""
+        self._chosen[host_of(link.url)] += 1
+
+    def better(self, link: Link) -> bool:
+        """Whether the URL of this link waits and this way to it is better than those known."""
+        known = self._links.get(link.url)
+        return known is not None and _offer(link) < _offer(known)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every link of the round has been popped."""
+        return not len(self._round)
+
+    def push(self, link: Link, not_before: float = 0.0) -> None:
+        """Add a link to those waiting, or a retry to the round; see `Frontier`."""
+        if not_before > 0.0:
+            self._round.push(link, not_before)
+        elif link.url not in self._links or self.better(link):
+            self._links[link.url] = link
+            heapq.heappush(self._hosts.setdefault(host_of(link.url), []), _key(link))
+
+    def pop(self, now: float) -> Link | None:
+        """The best link of the round whose host may be asked now; see `Frontier`."""
+        return self._round.pop(now)
+
+    def release(self, link: Link, now: float) -> None:
+        """The request for a popped link has ended; see `Frontier`."""
+        self._round.release(link, now)
+
+    def hold(self, host: str, until: float, delay: float = 0.0) -> None:
+        """Ask nothing of `host` before `until`; see `Frontier`."""
+        self._round.hold(host, until, delay)
+
+    def ready_at(self) -> float | None:
+        """When `pop` may next succeed by itself; see `Frontier`."""
+        return self._round.ready_at()
+
+    def __len__(self) -> int:
+        return len(self._links) + len(self._round)
+
+    def _take(self, url: str) -> Link:
+        link = self._links.pop(url)
+        self._chosen[host_of(url)] += 1
+        self._round.push(link)
+        return link
+
+    def _first(self, name: str) -> Key | None:
+        """The key of the host's best link."""
+        heap = self._hosts[name]
+        while heap and (heap[0][3] not in self._links or _key(self._links[heap[0][3]]) != heap[0]):
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def _cost(self, name: str) -> Key:
+        """The key of the host's best link (there is one), with its host's share of the crawl taken off."""
+        cost, *rest = self._hosts[name][0]
+        return (cost + self._weight * math.log2(1 + self._chosen[name]), *rest)
+
+
+def _key(link: Link) -> Key:
+    return (-link.priority, link.depth, hash64(link.url), link.url)
+
+
+def _offer(link: Link) -> tuple[float, int, str, str]:
+    """Smaller is a better way to the same URL."""
+    return (-link.priority, link.depth, link.parent, link.anchor)

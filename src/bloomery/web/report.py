@@ -25,6 +25,8 @@ class CrawlReport:
     pages: int
     bytes: int  # of the stored bodies, decoded
     queued: int  # links found and not fetched
+    visited: int  # addresses asked for, whatever came of it
+    rounds: int  # of a reproducible best-first crawl
     redirects: int
     robots_excluded: int
     errors: dict[str, int]  # kind -> addresses
@@ -44,6 +46,8 @@ class CrawlReport:
             pages=pages,
             bytes=size,
             queued=totals.get(QUEUED, (0, 0))[0],
+            visited=sum(count for state, (count, _) in totals.items() if state not in (QUEUED, EXCLUDED)),
+            rounds=int(store.meta("rounds", "0")),
             redirects=totals.get(REDIRECTED, (0, 0))[0],
             robots_excluded=excluded.get("robots", 0),
             errors=errors,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
+from bloomery.core.errors import ConfigError, WebError
 from bloomery.web.config import CrawlConfig
-from bloomery.web.urls import host_of, hostname_and_port
+from bloomery.web.urls import canonical, host_of, hostname_and_port
 
 
 class Scope:
@@ -37,3 +39,29 @@ class Scope:
             return True
         name = hostname_and_port(url)[0] if self._domains else ""
         return any(name == domain or name.endswith("." + domain) for domain in self._domains)
+
+
+def canonical_seeds(seeds: Iterable[str]) -> list[str]:
+    """The seeds in their one spelling, sorted, each once; `ConfigError` for one that is no URL, or none at all."""
+    if isinstance(seeds, str):
+        seeds = [seeds]
+    result = []
+    for seed in seeds:
+        try:
+            result.append(canonical(seed))
+        except WebError as error:
+            raise ConfigError(f"not a usable seed: {error.what}", where=error.where, fix=error.fix) from error
+    if not result:
+        raise ConfigError("no seeds", fix="give at least one URL to start from")
+    return sorted(set(result))
+
+
+def leads_back(target: str, origin: str, redirects: Mapping[str, str]) -> bool:
+    """Whether the known redirects lead from `target` to `origin`."""
+    for _ in range(len(redirects) + 1):
+        if target == origin:
+            return True
+        if target not in redirects:
+            return False
+        target = redirects[target]
+    return False

@@ -41,7 +41,11 @@ CREATE TABLE IF NOT EXISTS urls (
     kind TEXT, detail TEXT, bytes INTEGER
 ) WITHOUT ROWID;
 """
-_INSERT = "INSERT OR IGNORE INTO urls VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)"
+# A link may be met again: while it waits, a better way to it replaces the one known.
+_INSERT = """INSERT INTO urls VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)
+ON CONFLICT (url) DO UPDATE SET
+    depth = excluded.depth, parent = excluded.parent, priority = excluded.priority, via = excluded.via
+WHERE state = 0 AND (-excluded.priority, excluded.depth, excluded.parent) < (-priority, depth, parent)"""
 _UPDATE = "UPDATE urls SET state = ?, kind = ?, detail = ?, bytes = ? WHERE url = ?"
 
 
@@ -167,7 +171,7 @@ class Store:
         return row[0] if row else default
 
     def set_meta(self, key: str, value: str) -> None:
-        """Keep a value with the crawl; not while the thread runs."""
+        """Keep a value with the crawl; from the thread while it runs."""
         self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def start(self) -> None:
@@ -185,6 +189,10 @@ class Store:
     def links(self, links: list[Link]) -> None:
         """Remember links that wait to be fetched."""
         self._events.put(("links", links))
+
+    def begin_round(self, links: list[Link]) -> None:
+        """Remember what a round fetches, before any page of it is archived."""
+        self._events.put(("round", json.dumps([link.url for link in links])))
 
     def settle(self, url: str, state: int, kind: str, detail: str) -> None:
         """An address that brought no page."""
@@ -275,7 +283,7 @@ class Store:
                 break
             self._handle(event)
             count += 1
-            if count >= COMMIT_EVENTS:
+            if count >= COMMIT_EVENTS or event[0] == "round":
                 break
             try:
                 event = self._events.get(timeout=max(deadline - time.monotonic(), 0.0))
@@ -289,6 +297,9 @@ class Store:
     def _handle(self, event: tuple[Any, ...]) -> None:
         if event[0] == "links":
             self._insert(event[1])
+        elif event[0] == "round":
+            self.set_meta("round", event[1])
+            self.set_meta("rounds", str(int(self.meta("rounds", "0")) + 1))
         elif event[0] == "settle":
             _, url, state, kind, detail = event
             self._database.execute(_UPDATE, (state, kind, detail, None, url))
