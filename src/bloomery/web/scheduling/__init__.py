@@ -7,6 +7,8 @@ Four seams: a `LinkSource` knows who links to whom, a `TextSource` the text of p
 from __future__ import annotations
 
 from bloomery.web.scheduling.crawl import Crawl, Iteration
+from bloomery.web.scheduling.disk_frontier import DiskFrontier
+from bloomery.web.scheduling.disk_set import DiskSet
 from bloomery.web.scheduling.frontier import Frontier, HeapFrontier
 from bloomery.web.scheduling.raters import (
     Ensemble,
@@ -24,6 +26,7 @@ from bloomery.web.scheduling.raters import (
 from bloomery.web.scheduling.sources import ClueWeb22, LinkSource, Pages, TextSource
 
 __all__ = [
-    "ClueWeb22", "Crawl", "Ensemble", "Frontier", "HeapFrontier", "InLinks", "Iteration", "Length", "LinkSource",
-    "MinMax", "Pages", "ParentScore", "Quality", "RandomScore", "Rater", "SeenInLinks", "Table", "TextSource", "ZScore",
+    "ClueWeb22", "Crawl", "DiskFrontier", "DiskSet", "Ensemble", "Frontier", "HeapFrontier", "InLinks", "Iteration",
+    "Length", "LinkSource", "MinMax", "Pages", "ParentScore", "Quality", "RandomScore", "Rater", "SeenInLinks", "Table",
+    "TextSource", "ZScore",
 ]  # fmt: skip
