@@ -49,7 +49,7 @@ class RayCluster:
         self._ray: Any = require("ray", "ray")
         self._ours = not self._ray.is_initialized()
         if self._ours:
-            self._connect(address, workers)
+            connect(self._ray, address, workers)
         self._limit = workers or max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
         self._payload = self._ray.put((sys.path, payload))  # as a spawned process gets it: steps are found by name
         options = {"num_cpus": 1, "max_retries": ATTEMPTS - 1}  # Ray itself begins a task anew when its worker dies
@@ -78,23 +78,6 @@ class RayCluster:
         if self._ours:
             self._ray.shutdown()
 
-    def _connect(self, address: str | None, workers: int | None) -> None:
-        quiet = {"log_to_driver": False, "logging_level": "error"}
-        if address is None:
-            count = workers or len(os.sched_getaffinity(0))
-            self._ray.init(
-                address="local", num_cpus=count, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
-            )
-            return
-        try:
-            self._ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise ConfigError(
-                f"no Ray cluster there: {' '.join(str(error).split())}",
-                where=address,
-                fix="start one with `ray start --head`, or leave the address out for a local one",
-            ) from error
-
     def _result(self, task: Any, job: Job) -> int:
         """The number of documents that the task read; raises what went wrong."""
         try:
@@ -110,6 +93,23 @@ class RayCluster:
         if isinstance(result, BaseException):
             raise result
         return int(result)
+
+
+def connect(ray: Any, address: str | None, workers: int | None) -> None:
+    """Connect to the cluster at `address`, or start a local one for `workers` tasks at a time."""
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        count = workers or len(os.sched_getaffinity(0))
+        ray.init(address="local", num_cpus=count, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise ConfigError(
+            f"no Ray cluster there: {' '.join(str(error).split())}",
+            where=address,
+            fix="start one with `ray start --head`, or leave the address out for a local one",
+        ) from error
 
 
 def _do(payload: tuple[list[str], bytes], segment: int, job: Job) -> int | BaseException:
