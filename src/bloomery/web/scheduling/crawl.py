@@ -127,15 +127,15 @@ class Crawl:
         self.status = "budget"
 
     def _look_ahead(self, crawled: Sequence[PageId]) -> None:
-        """Rate what the crawled pages link to: new pages, and waiting ones whose rating follows their links."""
-        parents: dict[PageId, list[PageId]] = {}
-        for page, targets in zip(crawled, self.links.links(crawled), strict=True):
-            for target in dict.fromkeys(targets):
-                parents.setdefault(target, []).append(page)
+        """Rate what the crawled pages link to."""
+        self._meet(parents_of(crawled, self.links.links(crawled)))
+
+    def _meet(self, parents: Mapping[PageId, list[PageId]]) -> None:
+        """Rate pages that are linked to: new ones, and waiting ones whose rating follows their links."""
         new = sorted(page for page in parents if page not in self.visited)
         self._add(new, [parents[page] for page in new])
         if self._follow:
-            waiting = sorted(page for page in parents if page in self.ratings and page not in set(new))
+            waiting = sorted((parents.keys() & self.ratings.keys()) - set(new))
             self._rate(Found(waiting, [None] * len(waiting), [parents[page] for page in waiting]), self._follow)
 
     def _add(self, pages: Sequence[PageId], parents: list[list[PageId]]) -> None:
@@ -184,6 +184,15 @@ class Crawl:
         for page, ratings in state["waiting"]:
             self.ratings[page] = ratings
             self._frontier.push(page, ratings[self.select_by])
+
+
+def parents_of(crawled: Sequence[PageId], links: Sequence[Sequence[PageId]]) -> dict[PageId, list[PageId]]:
+    """Page -> the crawled pages that link to it, each once, in their order."""
+    parents: dict[PageId, list[PageId]] = {}
+    for page, targets in zip(crawled, links, strict=True):
+        for target in dict.fromkeys(targets):
+            parents.setdefault(target, []).append(page)
+    return parents
 
 
 def sample_seeds(pages: Sequence[PageId], count: int, seed: int = 0) -> list[PageId]:
