@@ -23,6 +23,7 @@ from bloomery.core.seeds import generator
 from bloomery.lab import Claim, Recipe, Run, recipe
 from bloomery.recipes._end_to_end_report import show_ablation, show_corpora, show_crawl, show_model, show_training
 from bloomery.recipes._inputs import Inputs, take, texts_of, usual_port, write_truth
+from bloomery.recipes._quality_first import page_scorer
 from bloomery.recipes._questions import CHOICES, answers, choice_accuracy, fitting, lessons
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class EndToEnd(Recipe):
     """Parquet files of documents to read instead of crawling."""
     pages: int = 10_000
     """Pages to crawl at most."""
+    crawl_order: Literal["breadth", "quality"] = "breadth"
+    """`quality` crawls in rounds by a classifier's score, as Craw4LLM (embedded web only); matters below all pages."""
     keep: float = 0.8
     """Share of the documents left after filters and deduplication that the quality score keeps."""
     vocab_size: int = 2_048
@@ -89,6 +92,8 @@ class EndToEnd(Recipe):
         given = [name for name in ("seeds", "warc", "jsonl", "parquet") if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other", fix="give one kind of input")
+        if self.crawl_order == "quality" and given:
+            raise ConfigError("a quality-first crawl learns from the embedded web", fix=f"leave out {given[0]}")
         if not 0 < self.keep <= 1:
             raise ConfigError(f"keep is {self.keep}", fix="a share above 0 and up to 1")
         for name in ("pages", "depth", "tokens", "tuning_tokens", "trials", "seq_len", "batch_size"):
@@ -180,14 +185,11 @@ class EndToEnd(Recipe):
         port = folder / "port.json"  # a crawl that is taken up again must find its pages under the same address
         with serve(site, port=read_json(port) if port.exists() else usual_port(self.seed)) as url:
             write_json(port, urlsplit(url).port)
-            config = CrawlConfig(
-                max_pages=self.pages,
-                reproducible=True,
-                allow_private=True,
-                per_host_delay=0.0,
-                segment_bytes=SEGMENT_BYTES,
-            )
-            return crawl([url], pages, config, quiet=quiet).to_dict()
+            by_quality = self.crawl_order == "quality"
+            scorer = page_scorer(site, Inputs(folder, [], embedded=True), self.seed) if by_quality else None
+            settings: dict[str, Any] = {"allow_private": True, "per_host_delay": 0.0, "segment_bytes": SEGMENT_BYTES}
+            config = CrawlConfig(max_pages=self.pages, reproducible=True, order="best" if by_quality else "breadth")
+            return crawl([url], pages, config, scorer=scorer, quiet=quiet, **settings).to_dict()
 
     def curate(self, inputs: Inputs, folder: Path, scorer_folder: Path, quiet: bool) -> dict[str, Any]:
         """Main text only, then language, heuristics, duplicates, quality score: the order of DCLM-Baseline."""

@@ -176,8 +176,7 @@ class Crawler:
         """Take in the pages that a killed run archived without recording them, in the order it archived them."""
         tail = list(self._store.tail())
         known = fresh | {link.url: link for link in self._store.rows(QUEUED)} if tail else {}
-        if self._rounds is not None:  # to tell which links are better
-            self._push(list(known.values()))
+        self._push(list(known.values()) if self._rounds is not None else [])  # to tell which links are better
         adopted = []
         for page, metadata in tail:
             depth = int(metadata.get("hopsFromSeed", "0"))
@@ -186,8 +185,7 @@ class Crawler:
             self._seen.add(hash64(page.url))
             children = self._children(link, page)
             known.update((child.url, child) for child in children)
-            if self._rounds is not None:
-                self._push(children)
+            self._push(children if self._rounds is not None else [])
             adopted.append(Adopted(link, page, children))
         self._store.adopt(adopted)
 
@@ -342,8 +340,8 @@ class Crawler:
             return []
         children = []
         for url, anchor in page_links(page.html, page.url):
-            new = hash64(url) not in self._seen
-            if (new or self._rounds is not None) and self._scope.holds(url):
+            waits = self._rounds is not None and url in self._rounds
+            if (waits or hash64(url) not in self._seen) and self._scope.holds(url):
                 child = Link(url, link.depth + 1, page.url, anchor, score, score)
                 if self._priority is not None:
                     child.priority = self._checked(self._priority(child), "priority", url)

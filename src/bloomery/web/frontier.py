@@ -206,6 +206,9 @@ class RoundFrontier:
         """A link that an earlier run has dealt with."""
         self._chosen[host_of(link.url)] += 1
 
+    def __contains__(self, url: str) -> bool:
+        return url in self._links
+
     def better(self, link: Link) -> bool:
         """Whether the URL of this link waits and this way to it is better than those known."""
         known = self._links.get(link.url)
@@ -258,8 +261,8 @@ class RoundFrontier:
 
     def _cost(self, name: str) -> Key:
         """The key of the host's best link (there is one), with its host's share of the crawl taken off."""
-        cost, *rest = self._hosts[name][0]
-        return (cost + self._weight * math.log2(1 + self._chosen[name]), *rest)
+        cost, depth, number, url = self._hosts[name][0]
+        return (cost + self._weight * math.log2(1 + self._chosen[name]), depth, number, url)
 
 
 def _key(link: Link) -> Key:

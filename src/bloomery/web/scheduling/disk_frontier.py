@@ -128,7 +128,7 @@ class DiskFrontier:
             missing -= len(pages)
         result = np.concatenate(best) if best else np.empty(0, np.uint64)
         self._done.add(np.sort(result))
-        return result.tolist()  # type: ignore[no-any-return]
+        return result.tolist()
 
     def __len__(self) -> int:
         self._sort_in()
