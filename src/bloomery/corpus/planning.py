@@ -174,8 +174,8 @@ def guess(file: Source) -> tuple[int, int, bool]:
             return metadata.num_rows, size, False
     if isinstance(file, Path) and file.is_dir():
         sizes = [part.stat().st_size for part in file.iterdir() if part.is_file()]
-        pages = any(part.name.lower().endswith(HTML) for part in file.iterdir())
-        return len(sizes), len(sizes) * DOCUMENT_BYTES if pages else sum(sizes), pages
+        html = any(part.name.lower().endswith(HTML) for part in file.iterdir())
+        return len(sizes), len(sizes) * DOCUMENT_BYTES if html else sum(sizes), html
     stored = size_of(file) if isinstance(file, Url) else file.stat().st_size
     size = stored * (PACKING if name.endswith((*PACKED, *PARQUET)) else 1)
     if name.endswith((*ARCHIVES, *HTML)) and ".wet" not in name:

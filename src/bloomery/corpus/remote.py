@@ -68,7 +68,7 @@ def source_of(item: str | Path | Url) -> Source:
 
 @contextmanager
 def local_copy(source: Source) -> Iterator[Path]:
-    """The file itself, or a copy of a remote one (of the text and HTML files of a folder) that is deleted afterwards."""
+    """The file itself, or a copy of a remote one (of a folder: its text and HTML files) that is deleted afterwards."""
     if isinstance(source, Path):
         yield source
         return
