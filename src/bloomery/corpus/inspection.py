@@ -101,7 +101,8 @@ class Inspection:
             why.add_column(column, justify="right" if column == "documents" else "left")
         for group in self.dropped[:groups]:
             example = group.examples[0] if group.examples else {"url": "", "id": "", "text": ""}
-            shown = f"{example['url'] or example['id']}\n{example['text'][:160]}"
+            text = " ".join(example["text"].split())
+            shown = f"{example['url'] or example['id']}\n{text[:160]}"
             why.add_row(escape(group.step), escape(group.reason), f"{group.documents:,}", escape(shown))
         return Group(self.report.table(), why)
 
