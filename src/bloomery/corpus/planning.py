@@ -2,7 +2,7 @@
 
 Numbers of documents and bytes of text come from the files' sizes (Parquet says them itself). Memory and disk come from
 each step's own `plan`. Times are rates of one core: those of an earlier run, from its report, where there is one, else
-`RATES`, measured on English web text with one core of a 2.1 GHz server processor. An estimate, not a promise: without
+`RATES`, measured on English web text and Wikipedia (8 MB, one core of an AMD EPYC). An estimate, not a promise: without
 an earlier report every document is taken to reach every step.
 """
 
@@ -34,8 +34,8 @@ PACKING = 4  # how much smaller text and HTML become
 WORKER_BYTES = 400 << 20  # a worker process with its libraries, batches and row groups
 RATE = 10e6  # bytes of text per second and core of a step that is not in:
 RATES = {
-    "read": 100e6, "extract": 2e6, "Language": 10e6, "Length": 100e6, "Symbols": 40e6, "Repetition": 15e6,
-    "ExactDedup": 60e6, "NearDedup": 8e6, "Score": 6e6, "Select": 1e9, "Split": 200e6,
+    "read": 150e6, "extract": 2e6, "Language": 35e6, "Length": 250e6, "Symbols": 60e6, "Repetition": 45e6,
+    "Score": 55e6, "Select": 900e6, "Split": 900e6, "ExactDedup": 60e6, "NearDedup": 14e6, "BloomDedup": 24e6,
 }  # fmt: skip
 
 
