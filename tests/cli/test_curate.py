@@ -104,3 +104,13 @@ def test_a_configuration_of_dclm_and_json_lines_out(documents, ok):
     )
     assert report["documents_out"] == 9
     assert sum(len(path.read_text().splitlines()) for path in Path("out").glob("*.jsonl")) == 9
+
+
+def test_addresses_are_read_and_written(documents, ok, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    here, there = f"local://{tmp_path}/in", f"local://{tmp_path}/out"
+    report = ok("curate", here, there, "--use", "Length", "ExactDedup", "--workers", 2, "--quiet")
+    assert (report["files"], report["documents_in"], report["documents_out"]) == (2, 10, 8)
+    ok("curate", "in", "local", "--use", "Length", "ExactDedup", "--engine", "inline", "--quiet")
+    for path in Path("local").glob("*.parquet"):
+        assert path.read_bytes() == (Path("out") / path.name).read_bytes()

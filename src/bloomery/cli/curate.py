@@ -64,8 +64,8 @@ steps.yaml:
 class Options:
     """What to curate and how."""
 
-    paths: Annotated[tuple[Path, ...], Positional]
-    """Input files or folders, then the output folder."""
+    paths: Annotated[tuple[str, ...], Positional]
+    """Input files, folders or addresses (s3://…), then the output folder."""
     steps: Path | None = None
     """YAML file with a list of steps."""
     use: tuple[str, ...] = ()
