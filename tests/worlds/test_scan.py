@@ -35,7 +35,9 @@ def test_signatures_are_those_of_the_live_functions(stdlib: InstalledDocs) -> No
             live = getattr(module, entry.name.rpartition(".")[2], None)
             if entry.kind != "function" or not inspect.isfunction(live) or hasattr(live, "__wrapped__"):
                 continue
-            if live.__module__ != module.__name__:  # torch.package, where something imports it, replaces inspect.getfile
+            if (
+                live.__module__ != module.__name__
+            ):  # torch.package, where something imports it, replaces inspect.getfile
                 continue
             assert entry.item is not None
             (function,) = ast.parse(f"def f{entry.item.signature}: pass").body
