@@ -38,7 +38,6 @@ _NAME = re.compile(_ATTRIBUTE.format("name"), re.IGNORECASE)
 _CONTENT = re.compile(_ATTRIBUTE.format("content"), re.IGNORECASE)
 _NOFOLLOW = re.compile(r"\b(?:nofollow|none)\b", re.IGNORECASE)
 _ANCHOR_END = re.compile(r"</?a\b", re.IGNORECASE)
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ANY_TAG = re.compile(r"<[^<>]*>")
 _WHITE = re.compile(r"\s+")
 _LANGUAGE = re.compile(r"<html\s[^<>]*?\blang\s*=\s*[\"']?([A-Za-z][A-Za-z0-9-]{1,20})", re.IGNORECASE)
@@ -85,7 +84,7 @@ def extract(html: str, mode: Mode = "main") -> Extracted:
     """
     if mode not in ("main", "full", "trafilatura"):
         raise ConfigError(f"unknown extractor {mode!r}", fix="use main, full or trafilatura")
-    html = html.encode("utf-8", "replace").decode() if _SURROGATE.search(html) else html
+    html = _without_surrogates(html)
     _refuse_hostile(html)
     tree = require("resiliparse.parse.html", "web").HTMLTree.parse(html)
     declared = _LANGUAGE.search(html[:20_000])
@@ -169,10 +168,29 @@ def _lower_lists(tree: Any) -> None:
         inner.append_child(bullets)
 
 
+def _without_surrogates(html: str) -> str:
+    try:
+        html.encode()  # ten times faster than looking for them
+    except UnicodeEncodeError:
+        return html.encode("utf-8", "replace").decode()
+    return html
+
+
+def _has_long_tag(html: str) -> bool:
+    """Whether MAX_TAG characters follow one another without a ">"."""
+    start = 0
+    while start + MAX_TAG < len(html):
+        last = html.rfind(">", start, start + MAX_TAG)
+        if last < 0:
+            return True
+        start = last + 1
+    return False
+
+
 def _refuse_hostile(html: str) -> None:
     if len(html) > MAX_CHARS:
         raise DataError(f"a page of {len(html):,} characters", fix=f"at most {MAX_CHARS:,} are extracted")
-    if len(html) > MAX_TAG and max(map(len, html.split(">"))) > MAX_TAG:
+    if _has_long_tag(html):
         for piece in html.split(">"):
             if len(piece) > MAX_TAG:
                 opening = re.search(r"<[A-Za-z]", piece)
