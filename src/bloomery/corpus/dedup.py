@@ -22,7 +22,7 @@ from bloomery.corpus.documents import texts
 from bloomery.corpus.steps import Barrier, Plan, decisions
 from bloomery.corpus.words import FACTOR, Words, blocks
 
-SHINGLE_BLOCK = 2_048  # shingles hashed at a time, 8 bytes each for every hash function: stays in the processor's cache
+SHINGLE_BLOCK = 65_536  # shingles hashed at a time, 8 bytes each: they and their hashes stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -150,21 +150,22 @@ def minhash(shingles: np.ndarray, offsets: np.ndarray, a: np.ndarray, b: np.ndar
         a: multipliers, see `permutations`.
         b: addends, see `permutations`.
     """
-    lowest = np.full((len(offsets) - 1, len(a)), np.iinfo(np.uint64).max)
+    # One hash function at a time: the minima of a document are then over contiguous memory, which is what vectorises.
+    lowest = np.full((len(a), len(offsets) - 1), np.iinfo(np.uint64).max)  # (hashes, documents)
     filled = np.flatnonzero(np.diff(offsets))
-    owner = np.repeat(np.arange(len(filled)), np.diff(offsets)[filled])
-    minima = lowest[filled]
-    room = np.empty((SHINGLE_BLOCK, len(a)), dtype=np.uint64)
+    begins = offsets[:-1][filled]
+    room = np.empty(min(SHINGLE_BLOCK, len(shingles)), dtype=np.uint64)
     for start in range(0, len(shingles), SHINGLE_BLOCK):
         block = shingles[start : start + SHINGLE_BLOCK].astype(np.uint64)
-        values = np.multiply(block[:, None], a, out=room[: len(block)])  # (block, hashes), modulo 2^64
-        values += b
-        rows = owner[start : start + SHINGLE_BLOCK]
-        begins = np.flatnonzero(np.diff(rows, prepend=-1))
-        part = np.minimum.reduceat(values, begins, axis=0)  # the order of minima survives the final shift
-        minima[rows[begins]] = np.minimum(minima[rows[begins]], part)
-    lowest[filled] = minima
-    return (lowest >> np.uint64(32)).astype(np.uint32)
+        first = np.searchsorted(begins, start, "right") - 1  # the document that the block begins in
+        last = np.searchsorted(begins, start + len(block), "left")
+        documents, cuts = filled[first:last], np.maximum(begins[first:last] - start, 0)
+        values = room[: len(block)]
+        for row, factor, addend in zip(lowest, a, b, strict=True):
+            np.multiply(block, factor, out=values)  # modulo 2^64
+            values += addend
+            row[documents] = np.minimum(row[documents], np.minimum.reduceat(values, cuts))
+    return (lowest.T >> np.uint64(32)).astype(np.uint32)  # the order of minima survives the shift
 
 
 def _shingles(texts: pa.StringArray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
