@@ -25,6 +25,7 @@ from bloomery.web import read_documents
 
 DATA = Path(os.environ.get("BLOOMERY_DATA", Path(__file__).parents[3] / "shared" / "data")) / "warc_files"
 PAGE = b"<title>T</title><p>" + b"A sentence long enough to be content, with commas. " * 8
+WORDS = ("the", "quick", "brown", "fox", "and", "a", "lazy", "dog", "went", "to", "see", "what", "was", "there", "be")
 ANY = [Length(min_words=1, max_words=10**9)]
 
 
@@ -128,30 +129,7 @@ def test_a_page_of_200_mb_and_one_nested_100_000_deep(tmp_path):
 
 
 def test_nuls_and_surrogates_go_through_every_step(tmp_path):
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "and",
-        "a",
-        "lazy",
-        "dog",
-        "went",
-        "over",
-        "the",
-        "hill",
-        "to",
-        "see",
-        "what",
-        "there",
-        "was",
-        "for",
-        "them",
-        "to",
-        "be",
-    ]
-    long = " ".join(words[random.Random(i).randrange(len(words))] for i in range(150))
+    long = " ".join(random.Random(i).choice(WORDS) for i in range(150))
     lines = [
         json.dumps({"text": long + " \0 \x01 \x7f \ufeff \ufffe"}),
         json.dumps({"text": "\0" * 5_000}),

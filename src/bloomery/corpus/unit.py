@@ -118,7 +118,7 @@ def _decided_batches(job: Job) -> Iterator[pa.RecordBatch]:
     path, start, rows = job.decisions
     with pa.memory_map(str(path)) as source:
         answers = pa.ipc.open_file(source).read_all().slice(start, rows)
-        with pa.memory_map(str(job.documents_in)) as documents:
+        with pa.OSFile(str(job.documents_in)) as documents:  # not mapped: it is read once, and mapped pages linger
             reader, row = pa.ipc.open_file(documents), 0
             for index in range(reader.num_record_batches):
                 batch = reader.get_batch(index)
