@@ -108,7 +108,7 @@ class RunPlan:
                 fix = f"{hungry.name} takes most: leave it out, or curate the input in {parts} parts, each on its own"
             raise ConfigError(
                 f"the run needs about {need / 1e9:,.1f} GB of memory ({hungry.name} {hungry.ram_bytes / 1e9:,.1f} GB, "
-                f"{self.workers} workers {self.worker_bytes / 1e9:,.1f} GB), {there / 1e9:,.1f} GB are available",
+                f"workers {self.worker_bytes / 1e9:,.1f} GB), {there / 1e9:,.1f} GB are available",
                 fix=f"{fix}; force=True (--force) runs it all the same",
             )
         place = next(parent for parent in (folder, *folder.parents) if parent.exists())
