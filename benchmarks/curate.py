@@ -3,9 +3,12 @@
     filters          length, symbols, stop words (Gopher quality) and repetition (Gopher repetition)
     filters + exact  the same, then exact removal of duplicates over the whole corpus
     near duplicates  MinHash over 5-word shingles with 112 hashes, threshold about 0.75, clusters, filter
+    from WARC        pages of this Python's documentation: text, then the filters; each side with its default
+                     extractor, which is trafilatura for datatrove
+    same extractor   the same, with trafilatura on both sides
 
-Each side runs in a fresh single process that reads JSON lines and writes Parquet; imports are not timed. The sides take
-turns, and the figures are medians over the rounds. Nothing needs the network.
+Each side runs in a fresh single process that reads JSON lines or WARC and writes Parquet; imports are not timed. The
+sides take turns, and the figures are medians over the rounds. Nothing needs the network.
 
 datatrove cuts English into words with spaCy; with `--tokenizer whitespace` (the default) it is given `str.split`
 instead, which is what our filters use and is many times faster for it. The dropped documents differ a little, because
@@ -18,6 +21,7 @@ the two libraries count repetition differently (see `bloomery.corpus.filters.Rep
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -29,7 +33,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CASES = {"filters": "filters", "exact": "filters + exact", "near": "near duplicates"}
+CASES = {
+    "filters": "filters",
+    "exact": "filters + exact",
+    "near": "near duplicates",
+    "warc": "from WARC",
+    "trafilatura": "from WARC, same extractor",
+}
+WARC = ("warc", "trafilatura")
 HASHES, BANDS = 112, 14
 
 
@@ -37,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=4_000, help="at most so many")
+    parser.add_argument("--pages", type=int, default=1_000, help="at most so many in the WARC file")
     parser.add_argument("--input", type=Path, help="JSON lines with `text`; by default texts of this Python's library")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tokenizer", choices=["whitespace", "spacy"], default="whitespace", help="of datatrove")
@@ -65,14 +77,17 @@ def compare(options: argparse.Namespace) -> None:
         source = Path(scratch) / "documents" / "documents.jsonl"
         source.parent.mkdir()
         count, size = write_documents(source, options.input, options.documents)
+        warc, pages = write_warc(Path(scratch) / "warc", options.pages) if set(WARC) & set(options.cases) else (None, 0)
         rows = []
         for case in options.cases:
             results: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
             for turn in range(options.rounds):
                 for side in ("ours", "peer"):
                     folder = Path(scratch) / f"{case}-{turn}-{side}"
-                    results[side].append(run_side(side, case, source, folder, options))
-            speed = {side: count / statistics.median(r["seconds"] for r in found) for side, found in results.items()}
+                    given = warc if case in WARC else source
+                    results[side].append(run_side(side, case, given, folder, options))
+            of = pages if case in WARC else count
+            speed = {side: of / statistics.median(r["seconds"] for r in found) for side, found in results.items()}
             kept = {side: found[0]["kept"] for side, found in results.items()}
             rows.append(
                 [
@@ -96,7 +111,10 @@ def compare(options: argparse.Namespace) -> None:
         f"{peer} with the {options.tokenizer} word tokenizer; JSON lines in, Parquet out; median of {options.rounds} "
         "rounds taken in turns, imports not timed."
     )
-    notes = ["The libraries define repetition differently, so they do not keep the same documents: see the columns."]
+    notes = [
+        "The libraries define repetition differently, so they do not keep the same documents: see the columns.",
+        f"From WARC: {pages:,} pages; datatrove's extractor is trafilatura, ours by default Resiliparse's.",
+    ]
     if options.json:
         content = {"title": "Curation", "setup": setup, "columns": columns, "rows": rows, "notes": notes}
         write_json(options.json, content)
@@ -142,16 +160,20 @@ def run_ours(case: str, source: Path, folder: Path, _: str) -> dict[str, Any]:
     import pyarrow as pa
 
     from bloomery.corpus import ExactDedup, Length, NearDedup, Repetition, Symbols, engine, filters, run  # noqa: F401
+    from bloomery.web import read_documents
 
     pa.set_cpu_count(1)
     quality = [Length(), Symbols(), Repetition()]
+    read = functools.partial(read_documents, extract="trafilatura" if case == "trafilatura" else "main")
     steps = {
         "filters": quality,
         "exact": [*quality, ExactDedup()],
         "near": [NearDedup(threshold=0.75, hashes=HASHES)],
+        "warc": quality,
+        "trafilatura": quality,
     }[case]
     start = time.perf_counter()
-    report = run(steps, source, folder, quiet=True)
+    report = run(steps, source, folder, quiet=True, read=read)
     return {"seconds": time.perf_counter() - start, "kept": report.documents_out}
 
 
@@ -168,8 +190,9 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
     )
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
     from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.extractors import Trafilatura
     from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
-    from datatrove.pipeline.readers import JsonlReader, ParquetReader
+    from datatrove.pipeline.readers import JsonlReader, ParquetReader, WarcReader
     from datatrove.pipeline.writers import ParquetWriter
     from datatrove.utils.logging import logger
     from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
@@ -195,6 +218,7 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
     )
     a, b, c = (str(folder / name) for name in ("stage1", "stage2", "stage3"))
     result = str(folder / "result")
+    pages = [WarcReader(str(source.parent)), Trafilatura(), *filters, ParquetWriter(result)]
     pipelines: list[list[Any]] = {
         "filters": [[read, *filters, ParquetWriter(result)]],
         "exact": [
@@ -209,6 +233,8 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
             [MinhashDedupCluster(b, c, config=near)],
             [read, MinhashDedupFilter(c), ParquetWriter(result)],
         ],
+        "warc": [pages],
+        "trafilatura": [pages],
     }[case]
     start = time.perf_counter()
     for number, pipeline in enumerate(pipelines):
@@ -239,6 +265,21 @@ def write_documents(target: Path, given: Path | None, limit: int) -> tuple[int, 
             file.write(json.dumps({"text": text, "id": str(count)}) + "\n")
             count, size = count + 1, size + len(text.encode())
     return count, size
+
+
+def write_warc(folder: Path, limit: int) -> tuple[Path, int]:
+    """A WARC file with at most `limit` pages of this Python's documentation, and how many there are."""
+    from bloomery.web import WarcWriter
+    from bloomery.worlds.installed_docs import InstalledDocs
+
+    folder.mkdir()
+    docs = InstalledDocs()
+    writer, headers = WarcWriter(folder, "pages", "benchmark"), [("Content-Type", "text/html; charset=utf-8")]
+    paths = docs.paths[:: max(1, len(docs.paths) // limit)][:limit]
+    for path in paths:
+        writer.write_page(f"https://docs.example{path}", 200, "OK", headers, docs.page(path).html.encode(), {})
+    writer.close()
+    return writer.path, len(paths)
 
 
 def given_texts(path: Path) -> Iterator[str]:
