@@ -16,7 +16,15 @@ import xxhash
 
 from bloomery.core.errors import DataError
 
-PART = pa.struct([("kind", pa.string()), ("text", pa.string()), ("image", pa.binary())])
+PART = pa.struct(
+    [
+        ("kind", pa.string()),  # "text" or "image"
+        ("text", pa.string()),
+        ("image", pa.binary()),  # the encoded image; null where only its reference is known
+        ("ref", pa.string()),  # where an image comes from: its address, or its name in an archive
+        ("meta", pa.string()),  # a JSON object about an image; see `interleaved.parts`
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -104,7 +112,8 @@ def with_column(batch: pa.RecordBatch, name: str, values: Any) -> pa.RecordBatch
 def text_parts(texts: pa.StringArray) -> pa.ListArray:
     """A `parts` column with one text part per document; the text is not copied."""
     kinds = pa.array(["text"], pa.string()).take(pa.array(np.zeros(len(texts), dtype=np.int32)))
-    pieces = pa.StructArray.from_arrays([kinds, texts, pa.nulls(len(texts), pa.binary())], fields=list(PART))
+    absent = [pa.nulls(len(texts), field.type) for field in list(PART)[2:]]
+    pieces = pa.StructArray.from_arrays([kinds, texts, *absent], fields=list(PART))
     return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), pieces, type=SCHEMA.field("parts").type)
 
 
