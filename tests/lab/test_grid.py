@@ -35,8 +35,12 @@ def test_a_line_cut_short_is_trained_again(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-10])
     again = RunGrid(path, lambda x: {"y": x})
     assert len(again) == 1
-    path.write_text(path.read_text() + "\n")
     assert again(x=2) == {"y": 2}
+
+    def never(x: int) -> dict[str, int]:
+        raise AssertionError(x)
+
+    assert RunGrid(path, never)(x=2) == {"y": 2}  # kept, though it follows half a line
 
 
 def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:

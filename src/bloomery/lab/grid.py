@@ -27,12 +27,16 @@ class RunGrid:
         self._path, self._train, self._quiet = Path(path), train, quiet
         self._results: dict[str, dict[str, Any]] = {}
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
                 try:
                     row = json.loads(line)
                     self._results[row["key"]] = row["result"]
                 except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
                     continue
+            if text and not text.endswith("\n"):  # or the next result would go on that line, and be lost with it
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
 
     def __len__(self) -> int:
         return len(self._results)
