@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -111,7 +112,8 @@ def bars(groups: Mapping[str, Mapping[int, float]], *, y: str, title: str = "", 
         axes.annotate(
             f"{mean:.4g}", (i + 0.33, mean), fontsize=9.5, va="center", ha="left", color=INK, annotation_clip=False
         )
-    axes.set_xticks(range(len(groups)), list(groups))
+    names = [textwrap.fill(name, 10) for name in groups] if len(groups) > 5 else list(groups)  # wide ones would touch
+    axes.set_xticks(range(len(groups)), names)
     axes.set_xlim(-0.6, len(groups) - 0.25)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel=y, title=title)
