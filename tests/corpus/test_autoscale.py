@@ -143,12 +143,52 @@ def test_guard_rails() -> None:
     assert sum(capped.amounts.values()) == pytest.approx(4.0)
 
 
+@given(st.floats(0.001, 0.3), st.floats(0, 0.3))
+def test_a_budget_is_spent_where_losses_fall(fall: float, rise: float) -> None:
+    """How much a loss rises beyond its lowest point does not matter: no budget is spent there."""
+    x = [1 / 3, 1.0, 3.0]
+    law = fit_power_law(x, [1 + fall, 1.0, 1.0 + rise], allow_negative_transfer=True)
+    flat = fit_power_law(x, [1 + fall, 1.0, 1.0])
+    assert (law.a, law.b, law.c) == (flat.a, flat.b, flat.c)
+    assert law.saturated
+    assert not flat.saturated
+    assert law(np.array(x)) == pytest.approx([1 + fall, 1.0, 1.0], abs=0.1 * fall)
+
+
+def test_saturated_domains_keep_their_share() -> None:
+    law = fit_power_law([1 / 3, 1, 3], [1.006, 1.0, 1.005], allow_negative_transfer=True)
+    assert law.saturated
+    best = optimal_amounts({"u": law, "v": PowerLaw(2.0, 2.5, 0.0), "w": PowerLaw(2.5, 2.0, 0.0)}, 3.0, floor=0.1)
+    assert 0.1 < best["u"] < 1.0 < best["v"]  # no more of it than helps, and it is not left out
+    first, second = {"u": 0.1, "v": 0.2, "w": 0.2}, {"u": 0.2, "v": 0.9, "w": 0.7}
+    found = predict(first, second, 8.0, saturated=["u"])
+    assert found.weights["u"] == pytest.approx(0.2 / 1.8)
+    assert found.warnings == ["u had saturated: its share is kept"]
+
+
+def test_noise_of_the_optima_is_carried_to_the_target() -> None:
+    first, second = {"a": 0.1, "b": 0.1, "c": 0.1}, {"a": 0.3, "b": 0.4, "c": 0.5}
+    none, little, much = (
+        predict(first, second, 8.0, noise=dict.fromkeys(first, noise)) for noise in (0.0, 0.02, 0.4)
+    )  # fmt: skip
+    assert none.spread == pytest.approx(dict.fromkeys(first, 0.0), abs=1e-12)
+    assert all(0 < little.spread[name] < much.spread[name] for name in first)
+    assert not little.warnings
+    assert any("the noise leaves its share" in warning for warning in much.warnings)
+    assert none.amounts == little.amounts == much.amounts  # noise says how far to trust them, and changes nothing
+    # To first order: log N3 = 2 log N2 - log N1, where the target is one step on.
+    step = predict(first, second, 0.9 + 1.6 + 2.5, noise={"c": 0.01})
+    share = 2.5 / 5.0
+    assert step.spread["c"] == pytest.approx(share * (1 - share) * 0.01 * 5**0.5, rel=0.5)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
         (lambda: fit_power_law([1, 3], [1, 0.9]), "2 points"),
         (lambda: fit_power_law([1, 1, 3], [1, 1, 0.9]), "points"),
         (lambda: fit_power_law([1 / 3, 1, 3], [0.9, 1, 1.1]), "rises"),
+        (lambda: fit_power_law([1 / 3, 1, 3], [0.9, 1, 1.1], allow_negative_transfer=True), "rises"),
         (lambda: fit_power_law([1 / 3, 1, 3], [1.1, float("nan"), 0.9]), "finite"),
         (lambda: optimal_amounts({"a": PowerLaw(1, 1, 0)}, 1, floor=2), "floors"),
         (lambda: optimal_amounts({"a": PowerLaw(1, 1, 0)}, 1, caps={"a": 0.5}), "caps"),
@@ -157,6 +197,7 @@ def test_guard_rails() -> None:
         (lambda: predict({"a": 1}, {"a": 2}, 0.5), "below"),
         (lambda: predict({"a": 1, "b": 1}, {"a": 0.5, "b": 3}, 9), "falls"),
         (lambda: predict({"a": 1, "b": 1}, {"a": 2, "b": 3}, 9, floored=["a", "b"]), "every domain"),
+        (lambda: predict({"a": 1, "b": 1}, {"a": 2, "b": 3}, 9, floored=["a"], saturated=["b"]), "every domain"),
         (lambda: predict({"a": 1, "b": 1}, {"a": 2, "b": 3}, 90, caps={"a": 1, "b": 1}), "caps"),
     ],
 )

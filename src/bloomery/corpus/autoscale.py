@@ -6,8 +6,10 @@
    element; `predict` follows it to the target budget without training there.
 
 What is ours: the minimum is exact (KKT conditions and a bisection, where the authors take gradient steps and mend
-negative amounts by hand), amounts have floors and caps (the data there is), and the path has guard rails, because
-three noisy points per domain do not bear any extrapolation. No training here: the losses come from the caller.
+negative amounts by hand), amounts have floors and caps (the data there is), domains that harm the others beyond some
+amount are allowed, and the path has guard rails, because three noisy points per domain do not bear any extrapolation.
+Not here: the offset `a` counts at each of the two budgets, but the path between them has none, as in the paper. No
+training either: the losses come from the caller.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bloomery.core.errors import ConfigError, DataError
+from bloomery.core.seeds import rng
 
 FLOOR = 0.2  # of the uniform share: the least a domain gets, as in the authors' experiments
 MAX_T = 3.0  # how far `predict` follows the path: t = 1 is the second budget
 MAX_RATE = 1.5  # a domain that grows faster than the total to this power is held at it
+UNSURE = 0.5  # a share whose standard deviation is above this part of it is not to be trusted
+DRAWS = 50  # of the noise
 WORST_FIT = 0.1  # root mean square of the errors, as a share of the losses' range
 ITERATIONS = 1_000
 TOLERANCE = 1e-14
@@ -36,6 +41,7 @@ class PowerLaw:
     b: float
     c: float
     residual: float = 0.0  # root mean square of what the law leaves unexplained
+    saturated: bool = False  # the loss was lowest before the largest amount: from there on the law is flat
 
     def __call__(self, x: np.ndarray | float) -> np.ndarray | float:
         """The loss at x."""
@@ -58,27 +64,34 @@ def fit_power_law(
         x: amounts relative to the base run, such as (1/3, 1, 3).
         y: losses relative to the base run.
         sigma: standard deviation of each loss; points count by its inverse.
-        allow_negative_transfer: accept losses that rise with more data.
+        allow_negative_transfer: accept losses that rise beyond some amount, because this domain then harms others. A
+            budget is best spent where every loss still falls, so what is beyond the lowest loss counts as equal to it.
 
     Raises:
-        DataError: fewer than three points, a loss that rises, or no law that fits.
+        DataError: fewer than three points, a loss that rises (from the least amount on, if that is allowed), or no law
+            that fits.
     """
-    amounts, losses = np.asarray(x, float), np.asarray(y, float)
+    amounts, losses = np.asarray(x, float), np.array(y, float)
     if len(amounts) < 3 or len(np.unique(amounts)) < 3 or len(losses) != len(amounts):
         raise DataError(f"{len(amounts)} points for three parameters", fix="give 3 or more different amounts")
     if not (np.isfinite(amounts).all() and np.isfinite(losses).all()):
         raise DataError("an amount or a loss is not a finite number")
     order = np.argsort(amounts)
-    if not allow_negative_transfer and losses[order][-1] >= losses[order][0]:
+    rising = losses[order]
+    lowest = int(np.argmin(rising))
+    if lowest == 0 or (rising[-1] >= rising[0] and not allow_negative_transfer):
         raise DataError(
-            f"the loss rises with more data ({losses[order][0]:.4g} to {losses[order][-1]:.4g})",
-            fix="repeat the runs with more seeds, or allow_negative_transfer=True",
+            f"the loss rises with more data ({rising[0]:.4g} to {rising[-1]:.4g})",
+            fix="give it its floor" if lowest == 0 else "repeat the runs, or allow_negative_transfer=True",
         )
+    saturated = allow_negative_transfer and lowest < len(losses) - 1
+    if saturated:
+        losses[order[lowest:]] = rising[lowest]
     weights = np.ones(len(amounts)) if sigma is None else 1 / np.asarray(sigma, float)
     parameters = _levenberg_marquardt(amounts, losses, weights)
-    law = PowerLaw(*map(float, parameters))
+    law = PowerLaw(*parameters.tolist())
     residual = float(np.sqrt(np.mean((law(amounts) - losses) ** 2)))
-    return PowerLaw(law.a, law.b, law.c, residual)
+    return PowerLaw(law.a, law.b, law.c, residual, saturated)
 
 
 def _levenberg_marquardt(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -154,6 +167,7 @@ class Prediction:
     amounts: dict[str, float]
     t: float
     warnings: list[str] = field(default_factory=list)
+    spread: dict[str, float] = field(default_factory=dict)  # standard deviation of each share, where noise is known
 
     @property
     def weights(self) -> dict[str, float]:
@@ -164,7 +178,8 @@ class Prediction:
 
 def on_path(first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
     """The amounts N(t) = N1 (N2 / N1)^t of the geometric path, element by element."""
-    amounts: np.ndarray = first * (second / first) ** t
+    with np.errstate(over="ignore"):
+        amounts: np.ndarray = first * (second / first) ** t
     return amounts
 
 
@@ -174,7 +189,9 @@ def predict(
     target: float,
     *,
     floored: Sequence[str] = (),
+    saturated: Sequence[str] = (),
     caps: Mapping[str, float] | None = None,
+    noise: Mapping[str, float] | None = None,
     max_t: float = MAX_T,
     max_rate: float = MAX_RATE,
 ) -> Prediction:
@@ -186,7 +203,10 @@ def predict(
         target: the sum of amounts to predict for.
         floored: domains that sat on their floor at either budget. Their ratio says nothing, so they keep the share they
             have at the second budget.
+        saturated: domains whose law was `saturated` at either budget. How fast they grow has not been measured either:
+            they keep their share too.
         caps: data there is; what a capped domain leaves is shared by the others along the path.
+        noise: relative error of the best amounts of each domain, from repeated runs. Gives `spread`.
         max_t: how far the path is followed. Beyond it the shares at `max_t` are kept.
         max_rate: the most a domain may grow, as a power of the growth of the total.
 
@@ -204,36 +224,82 @@ def predict(
         )
     if target < n1.sum():
         raise ConfigError(f"the target {target:.4g} lies below the smaller budget", where="target")
-    fixed = np.array([name in set(floored) for name in names])
+    fixed = np.array([name in {*floored, *saturated} for name in names])
     if fixed.all():
-        raise DataError("every domain sat on its floor", fix="lower the floor, or choose larger budgets")
+        raise DataError(
+            "every domain sat on its floor or had saturated", fix="lower the floor, or choose larger budgets"
+        )
     if (shrinking := (n2 < n1) & ~fixed).any():
         name = names[int(np.flatnonzero(shrinking)[0])]
         raise DataError("its best amount falls as the budget grows", where=name, fix="repeat the runs with more seeds")
-    warnings = [f"{name} sat on its floor: its share is kept" for name in np.array(names)[fixed]]
-    rate = np.log(n2 / n1) / math.log(n2.sum() / n1.sum())
-    for i in np.flatnonzero((rate > max_rate) & ~fixed):
-        warnings.append(f"{names[i]} grew like the total to the power {rate[i]:.2f}: held at {max_rate}")
-    start = np.where(fixed, n1, n2 / (n2.sum() / n1.sum()) ** np.minimum(rate, max_rate))
-    share = np.where(fixed, n2 / n2.sum(), 0)
-    cap = np.array([math.inf if caps is None else caps.get(name, math.inf) for name in names])
-
-    def amounts(t: float, budget: float) -> np.ndarray:
-        bounded: np.ndarray = np.minimum(np.where(fixed, share * budget, on_path(start, n2, t)), cap)
-        return bounded
-
-    low, high = 0.0, 1.0
-    while amounts(high, target).sum() < target and high < 1e6:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if amounts(middle, target).sum() < target else (low, middle)
-    t = high
-    found = amounts(t, target)
-    if t > max_t:
-        warnings.append(f"the target lies at t = {t:.2f} of the path: shares kept from t = {max_t}")
-        reached = amounts(max_t, target * float(on_path(start, n2, max_t)[~fixed].sum() / found[~fixed].sum()))
-        found = np.minimum(reached / reached.sum() * target, cap)
+    path = _Path(fixed, np.array([math.inf if caps is None else caps.get(name, math.inf) for name in names]), max_rate)
+    found, t = path.reach(n1, n2, target, max_t)
     if found.sum() < target * (1 - 1e-6):
         raise ConfigError(f"the caps hold {found.sum():.4g}, the target is {target:.4g}", where="caps")
-    return Prediction(dict(zip(names, map(float, found), strict=True)), t, warnings)
+    why = {name: "had saturated" for name in saturated} | {name: "sat on its floor" for name in floored}
+    warnings = [f"{name} {why[name]}: its share is kept" for name, kept in zip(names, fixed, strict=True) if kept]
+    for name, rate, kept in zip(names, path.rates(n1, n2), fixed, strict=True):
+        if rate > max_rate and not kept:
+            warnings.append(f"{name} grew like the total to the power {rate:.2f}: held at {max_rate}")
+    if t > max_t:
+        warnings.append(f"the target lies at t = {t:.2f} of the path: shares kept from t = {max_t}")
+    spread: dict[str, float] = {}
+    if noise is not None:
+        errors = np.array([noise.get(name, 0.0) for name in names])
+        shares = path.shares_under_noise(n1, n2, target, max_t, errors)
+        spread = dict(zip(names, map(float, shares.std(axis=0)), strict=True))
+        for name, share in zip(names, found / found.sum(), strict=True):
+            if spread[name] > UNSURE * share:
+                warnings.append(f"{name}: the noise leaves its share at {share:.3f} ± {spread[name]:.3f}")
+    return Prediction(dict(zip(names, map(float, found), strict=True)), t, warnings, spread)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The guarded path through the best amounts of two budgets; all arrays (domains,)."""
+
+    fixed: np.ndarray  # domains that keep the share of the second budget
+    cap: np.ndarray
+    max_rate: float
+
+    @staticmethod
+    def rates(n1: np.ndarray, n2: np.ndarray) -> np.ndarray:
+        """Growth of each domain, as a power of the growth of the total."""
+        rates: np.ndarray = np.log(n2 / n1) / math.log(n2.sum() / n1.sum())
+        return rates
+
+    def reach(self, n1: np.ndarray, n2: np.ndarray, target: float, max_t: float) -> tuple[np.ndarray, float]:
+        """The amounts with the sum `target` (less, where caps do not allow it), and the t at which they lie."""
+        held = (n2.sum() / n1.sum()) ** np.minimum(self.rates(n1, n2), self.max_rate)
+        start = np.where(self.fixed, n1, n2 / held)
+        share = np.where(self.fixed, n2 / n2.sum(), 0)
+
+        def amounts(t: float, budget: float) -> np.ndarray:
+            bounded: np.ndarray = np.minimum(np.where(self.fixed, share * budget, on_path(start, n2, t)), self.cap)
+            return bounded
+
+        low, high = 0.0, 1.0
+        while amounts(high, target).sum() < target and high < 1e6:
+            high *= 2
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if amounts(middle, target).sum() < target else (low, middle)
+        found = amounts(high, target)
+        if high > max_t:
+            free = ~self.fixed
+            reached = amounts(max_t, target * float(on_path(start, n2, max_t)[free].sum() / found[free].sum()))
+            found = np.minimum(reached / reached.sum() * target, self.cap)
+        return found, high
+
+    def shares_under_noise(
+        self, n1: np.ndarray, n2: np.ndarray, target: float, max_t: float, noise: np.ndarray
+    ) -> np.ndarray:
+        """Shares at the target when the best amounts of both budgets are off by `noise`: (DRAWS, domains)."""
+        random = rng(0, "autoscale")
+        shares = np.empty((DRAWS, len(n1)))
+        for row in shares:
+            first, second = (n * np.exp(random.normal(0, noise)) for n in (n1, n2))
+            first, second = first / first.sum() * n1.sum(), second / second.sum() * n2.sum()
+            found, _ = self.reach(first, np.maximum(first, second), target, max_t)
+            row[:] = found / found.sum()
+        return shares

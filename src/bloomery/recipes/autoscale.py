@@ -6,15 +6,16 @@ and the optimum at 0.3 used unchanged.
 
 *In practice*: four domains that every machine has (docstrings, source code, sums, log lines), and byte 5-gram models,
 which learn from text without training steps and so without their noise. DDO trains with each domain scaled up and down
-threefold at two small budgets, fits a power law to each, and solves for the best amounts; AutoScale extrapolates from
-the two to a larger budget. Mixtures are compared by the mean loss over the domains' held-out text, in nats per byte:
-AutoScale; *uniform*; *natural* (as much of each as there is); the optimum of the smaller budget; *DDO at the target*,
-which costs nine runs of the full size; and *excess loss*, DoReMi's idea in one step: weights in proportion to what a
-model of the larger budget has gained over one of the smaller.
+threefold at two small budgets, several times with the texts in other orders, fits a power law to each, and solves for
+the best amounts; AutoScale extrapolates from the two to a larger budget. Mixtures are compared by the mean loss over
+the domains' held-out text, in nats per byte: AutoScale; *uniform*; *natural* (as much of each as there is); the optimum
+of the smaller budget; *DDO at the target*, which costs nine runs of the full size; *excess loss*, DoReMi's idea in one
+step: weights in proportion to what a model of the larger budget has gained over one of the smaller; the *best random*
+one of many mixtures, which says how good a mixture can be; and *unguarded*, the paper's formula as it is.
 
-What is known to fail: extrapolating a domain that sat on its floor, or that grew much faster than the whole, which
-three points per domain make likely. The guard rails of `corpus.autoscale` hold it; the report says when they did, and
-what the unguarded formula would have given.
+What is known to fail: extrapolating a domain that sat on its floor, that has saturated (more of it harms the others),
+or that grew much faster than the whole, which three points per domain make likely. The guard rails of
+`corpus.autoscale` hold it; the report says when they did, and what the unguarded formula would have given.
 """
 
 from __future__ import annotations
@@ -33,14 +34,27 @@ if TYPE_CHECKING:
 
 
 PAPER = "arXiv:2407.20177"
-AUTOSCALE, UNIFORM, NATURAL, SMALL, DIRECT, EXCESS, UNGUARDED = (
+AUTOSCALE, UNIFORM, NATURAL, SMALL, DIRECT, EXCESS, UNGUARDED, RANDOM = ARMS = (
     "AutoScale", "uniform", "natural", "small-scale optimum", "DDO at the target", "excess loss", "unguarded",
+    "best random",
 )  # fmt: skip
-ARMS = (AUTOSCALE, UNIFORM, NATURAL, SMALL, DIRECT, EXCESS, UNGUARDED)
 DOMAINS = ("docstrings", "source", "sums", "logs")
 FACTORS = (1 / 3, 3.0)
 FLOOR = 0.2  # of a domain's uniform share
+FLAT = 0.01  # mixtures whose loss is within this of the best count as equally good
 NOISE, THEORY_TRIALS, THEORY_TARGET = 0.05, 20, 400.0
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best amounts at one budget, and how far to trust them."""
+
+    amounts: dict[str, float]
+    base: dict[str, float]  # losses of the uniform run
+    floored: list[str]
+    saturated: list[str]
+    noise: dict[str, float]  # relative standard error of the amounts over the repeats
+    notes: list[str]
 
 
 @recipe(paper="arXiv:2407.20177", stage="mix")
@@ -49,9 +63,11 @@ class AutoScale(Recipe):
     """Data mixtures that fit the scale they are meant for."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"budgets": [8_000, 24_000], "target": 48_000, "trials": 1, "domain_bytes": 60_000},
+        "smoke": {"budgets": [8_000, 24_000], "target": 48_000, "trials": 1, "domain_bytes": 60_000,
+                  "repeats": 2, "mixtures": 2},
         "cpu": {},
-        "gpu": {"budgets": [300_000, 1_200_000], "target": 6_000_000, "domain_bytes": 12_000_000, "trials": 5},
+        "gpu": {"budgets": [300_000, 1_200_000], "target": 6_000_000, "domain_bytes": 12_000_000, "trials": 5,
+                "repeats": 5, "mixtures": 50},
     }  # fmt: skip
 
     # --8<-- [start:fields]
@@ -63,6 +79,10 @@ class AutoScale(Recipe):
     """Bytes of an n-gram."""
     domain_bytes: int = 2_500_000
     """Text of each generated domain."""
+    repeats: int = 3
+    """Runs of DDO at the small budgets, each with the texts in another order."""
+    mixtures: int = 16
+    """Random mixtures at the target, of which the best is shown."""
     trials: int = 3
     """Seeds of everything."""
     # --8<-- [end:fields]
@@ -71,7 +91,7 @@ class AutoScale(Recipe):
         if len(self.budgets) != 2 or not 0 < self.budgets[0] < self.budgets[1] < self.target:
             given = f"budgets {self.budgets}, target {self.target}"
             raise ConfigError(given, fix="two budgets below the target, ascending")
-        for name in ("order", "domain_bytes", "trials"):
+        for name in ("order", "domain_bytes", "repeats", "mixtures", "trials"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="1 or more")
 
@@ -164,71 +184,83 @@ class AutoScale(Recipe):
 
     def practice(self, folder: Any, trial: int, quiet: bool) -> dict[str, Any]:
         """DDO at both budgets, the mixtures, and the loss of each at the target."""
+        import numpy as np
+
         from bloomery.corpus.autoscale import predict
         from bloomery.recipes._domains import domains
 
         data = domains(derive(self.seed, "domains", trial) % 2**31, self.domain_bytes)
 
-        def train(amounts: Mapping[str, float]) -> Mapping[str, Any]:
-            return self.train(data, amounts)
+        def train(amounts: Mapping[str, float], order: int = 0) -> Mapping[str, Any]:
+            return self.train(data, amounts, order)
 
         grid = RunGrid(folder / "grid.jsonl", train, quiet)
-        optima, bases, notes = {}, {}, []
-        for budget in (*self.budgets, self.target):
-            optima[budget], bases[budget], said = self.ddo(grid, budget)
-            notes += said
-        small, large = (optima[budget] for budget in self.budgets)
-        rising = {d: max(large[d], small[d]) for d in DOMAINS}
-        floored = [d for d in DOMAINS if any(optima[n][d] <= FLOOR * n / len(DOMAINS) * 1.001 for n in self.budgets)]
-        gained = {d: bases[self.budgets[0]][d] - bases[self.budgets[1]][d] for d in DOMAINS}
+        small, large = (self.ddo(grid, budget, self.repeats) for budget in self.budgets)
+        direct = self.ddo(grid, self.target, 1)  # what AutoScale is to spare: no more than once
+        notes = [*small.notes, *large.notes, *direct.notes]
+        rising = {d: max(large.amounts[d], small.amounts[d]) for d in DOMAINS}
+        for d in DOMAINS:
+            if rising[d] > large.amounts[d]:
+                notes.append(f"{d}: its best amount fell to {large.amounts[d] / rising[d]:.0%}, taken as unchanged")
+        gained = {d: small.base[d] - large.base[d] for d in DOMAINS}
         mixtures: dict[str, dict[str, float]] = {
             UNIFORM: dict.fromkeys(DOMAINS, 1.0),
             NATURAL: {name: float(sum(map(len, texts))) for name, (texts, _) in data.items()},
-            SMALL: small,
-            DIRECT: optima[self.target],
+            SMALL: small.amounts,
+            DIRECT: direct.amounts,
             EXCESS: {d: max(gain, 1e-3) for d, gain in gained.items()},
-            UNGUARDED: {d: large[d] ** 2 / small[d] for d in DOMAINS},  # the paper's formula as it is, one step on
+            UNGUARDED: predict(small.amounts, rising, self.target, max_t=1e9, max_rate=1e9).amounts,
         }
+        spread: dict[str, float] = {}
         try:
-            held = predict(small, rising, self.target, floored=floored)
-            mixtures[AUTOSCALE], notes = held.amounts, [*notes, *held.warnings]
+            held = predict(
+                small.amounts, rising, self.target, floored=[*small.floored, *large.floored],
+                saturated=[*small.saturated, *large.saturated],
+                noise={d: max(small.noise[d], large.noise[d]) for d in DOMAINS},
+            )  # fmt: skip
+            mixtures[AUTOSCALE], spread, notes = held.amounts, held.spread, [*notes, *held.warnings]
         except DataError as error:  # nothing to extrapolate: the optimum of the larger budget is the best guess
-            mixtures[AUTOSCALE], notes = large, [*notes, f"no extrapolation: {error.what}"]
+            mixtures[AUTOSCALE], notes = large.amounts, [*notes, f"no extrapolation: {error.what}"]
+        drawn = rng(self.seed, "mixtures", trial).dirichlet(np.full(len(DOMAINS), 2.0), self.mixtures)
+        random = [dict(zip(DOMAINS, map(float, row), strict=True)) for row in drawn]
+        tried = [result["mean"] for result in grid.fill({"amounts": _scaled(row, self.target)} for row in random)]
+        mixtures[RANDOM] = random[tried.index(min(tried))]
         amounts = {arm: _scaled(mixtures[arm], self.target) for arm in ARMS}
         losses = dict(zip(ARMS, grid.fill({"amounts": amounts[arm]} for arm in ARMS), strict=True))
+        best = min(loss["mean"] for loss in losses.values())
+        notes.append(f"{sum(loss < best * (1 + FLAT) for loss in tried)} of {len(tried)} random mixtures are within "
+                     f"{FLAT:.0%} of the best mixture")  # fmt: skip
         weights = {arm: _scaled(mixtures[arm], 1.0) for arm in ARMS}
-        return {"losses": losses, "weights": weights, "notes": notes, "runs": len(grid)}
+        return {"losses": losses, "weights": weights, "spread": spread, "notes": notes, "runs": len(grid)}
 
-    def ddo(self, grid: RunGrid, budget: int) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        """The best amounts at one budget, the losses of the base run, and what could not be fitted."""
-        from bloomery.corpus.autoscale import fit_power_law, optimal_amounts
+    def ddo(self, grid: RunGrid, budget: int, repeats: int) -> Optimum:
+        """The best amounts at one budget: from the mean losses of the repeats, their noise from each repeat alone."""
+        import numpy as np
 
         share = budget / len(DOMAINS)
-        base = grid(amounts=dict.fromkeys(DOMAINS, share))
-        laws, held, notes = {}, dict[str, float](), []
+        bases = [grid(amounts=dict.fromkeys(DOMAINS, share), order=r) for r in range(repeats)]
+        curves: dict[str, np.ndarray] = {}  # by domain: loss relative to the base run, (repeats, factors)
         for domain in DOMAINS:
-            points = {1.0: 1.0}
-            for factor in FACTORS:
-                amounts = {d: share * (factor if d == domain else 1.0) for d in DOMAINS}
-                points[factor] = grid(amounts=amounts)["mean"] / base["mean"]
-            try:
-                laws[domain] = fit_power_law(list(points), list(points.values()))
-            except DataError as error:
-                held[domain] = min(points, key=lambda factor: points[factor])
-                notes.append(f"{domain} at {budget:,}: {error.what}; kept at {held[domain]:.2g} of the uniform share")
-        left = len(DOMAINS) - sum(held.values())
-        if laws and left >= FLOOR * len(laws):
-            held |= optimal_amounts(laws, left, FLOOR)
-        else:
-            held = dict.fromkeys(DOMAINS, 1.0)
-            notes.append(f"too little could be fitted at {budget:,}: the mixture stays uniform")
-        return {domain: held[domain] * share for domain in DOMAINS}, base, notes
+            runs = [{d: share * (factor if d == domain else 1.0) for d in DOMAINS} for factor in FACTORS]
+            losses = [[grid(amounts=run, order=r)["mean"] for run in runs] for r in range(repeats)]
+            curves[domain] = np.array(losses) / np.array([[base["mean"]] for base in bases])
+        best, floored, saturated, notes = _best({d: curve.mean(axis=0) for d, curve in curves.items()}, budget)
+        alone = [_best({d: curve[r] for d, curve in curves.items()}, budget)[0] for r in range(repeats)]
+        logs = np.log([[amounts[d] for d in DOMAINS] for amounts in alone])
+        error = logs.std(axis=0, ddof=1) / repeats**0.5 if repeats > 1 else np.zeros(len(DOMAINS))
+        noise = dict(zip(DOMAINS, map(float, error), strict=True))
+        return Optimum({d: x * share for d, x in best.items()}, bases[0], floored, saturated, noise, notes)
 
-    def train(self, data: Mapping[str, tuple[list[str], list[str]]], amounts: Mapping[str, float]) -> dict[str, float]:
+    def train(
+        self, data: Mapping[str, tuple[list[str], list[str]]], amounts: Mapping[str, float], order: int = 0
+    ) -> dict[str, float]:
         """Held-out loss of each domain, and their mean, of a model of the first `amounts` bytes of each domain."""
         from bloomery.corpus.ngram_lm import NGramModel
 
-        read = [text for name, (texts, _) in data.items() for text in _first(texts, amounts[name])]
+        read = list[str]()
+        for name, (texts, _) in data.items():
+            shuffled = rng(self.seed, "order", order).permutation(len(texts))
+            read += _first([texts[i] for i in shuffled], amounts[name])
         model = NGramModel(read, self.order)
         losses = {name: model.loss(held) for name, (_, held) in data.items()}
         return {**losses, "mean": sum(losses.values()) / len(losses)}
@@ -246,11 +278,35 @@ class AutoScale(Recipe):
             for arm in ARMS for t, plan in plans.items()
         ]  # fmt: skip
         run.table("mixtures", ["mixture", "seed", *DOMAINS, "loss"], rows, "Unguarded: the paper's formula as it is.")
+        spreads = [[t, *(f"{plan['weights'][AUTOSCALE][d]:.3f} ± {plan['spread'].get(d, 0):.3f}" for d in DOMAINS)]
+                   for t, plan in plans.items()]  # fmt: skip
+        run.table("spread", ["seed", *DOMAINS], spreads, "AutoScale's shares, with the noise of the repeated runs.")
         lines = [f"seed {t}: {note}" for t, plan in plans.items() for note in plan["notes"]]
         run.text("guards", "\n".join(lines) or "none", "What could not be fitted, and which guard rails held.")
         means = {name: sum(v) / len(v) for name, v in theory["losses"].items()}
         table = [[name, f"{mean:.3f}"] for name, mean in means.items()]
         run.table("theory", ["mixture", f"loss at {THEORY_TARGET:g}"], table, f"{THEORY_TRIALS} random worlds.")
+
+
+def _best(curves: Mapping[str, np.ndarray], budget: int) -> tuple[dict[str, float], list[str], list[str], list[str]]:
+    """Best amounts in units of the uniform share; domains on their floor, domains that have saturated; notes.
+
+    `curves` are the losses at `FACTORS`, relative to the base run.
+    """
+    from bloomery.corpus.autoscale import fit_power_law, optimal_amounts
+
+    laws, notes = {}, []
+    for domain, curve in curves.items():
+        try:
+            laws[domain] = fit_power_law([*FACTORS, 1.0], [*curve, 1.0], allow_negative_transfer=True)
+        except DataError as error:
+            notes.append(f"{domain} at {budget:,}: {error.what}; it gets its floor")
+    unfit = [domain for domain in curves if domain not in laws]
+    best = dict.fromkeys(curves, FLOOR if laws else 1.0)
+    if laws:
+        best |= optimal_amounts(laws, len(curves) - FLOOR * len(unfit), FLOOR)
+    floored = [domain for domain, amount in best.items() if amount <= FLOOR * 1.001 or domain in unfit]
+    return best, floored, [domain for domain, law in laws.items() if law.saturated], notes
 
 
 def _optimum(gamma: np.ndarray, beta: np.ndarray, budget: float) -> np.ndarray:
