@@ -1,0 +1,1 @@
+"""Documents of text and images from PDF files and LaTeX sources."""
