@@ -22,13 +22,12 @@ from bloomery.corpus.bloom_dedup import (
     CutParagraphs,
     bloom_dedup,
     paragraph_ngrams,
-    rolling,
     settle,
     without_paragraphs,
 )
 from bloomery.corpus.steps import DROP
 from bloomery.corpus.word_breaks import tokens
-from bloomery.corpus.words import FACTOR
+from bloomery.corpus.words import FACTOR, rolling
 
 
 def hashes(seed: int, count: int) -> np.ndarray:

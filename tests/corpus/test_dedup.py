@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.core.errors import ConfigError
-from bloomery.corpus.dedup import ExactDedup, NearDedup, bands_and_rows, minhash, permutations
+from bloomery.corpus.dedup import Clusters, ExactDedup, NearDedup
 from bloomery.corpus.documents import from_texts
+from bloomery.corpus.minhash import bands_and_rows, minhash, permutations, word_shingles
 from bloomery.corpus.steps import DROP, Barrier, decision_notes
 
 
@@ -160,14 +161,83 @@ def test_signatures_estimate_jaccard_as_well_as_datasketch():
     assert abs(np.mean(ours)) < 0.015
 
 
+def murmur_mix(x: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = (x ^ x >> shift) * factor % 2**32
+    return x
+
+
 def test_minhash_equals_its_formula():
     a, b = permutations(16, 3)
     values = np.array([5, 9, 2**32 - 1, 7], dtype=np.uint32)
     signatures = minhash(values, np.array([0, 3, 3, 4]), a, b)
     for row, members in enumerate(([5, 9, 2**32 - 1], [], [7])):
         for k in range(16):
-            images = [(int(a[k]) * x + int(b[k])) % 2**64 >> 32 for x in members]
+            images = [(int(a[k]) * murmur_mix(x) + int(b[k])) % 2**32 for x in members]
             assert signatures[row, k] == min(images, default=2**32 - 1)
+
+
+@pytest.mark.parametrize(("hashes", "seed"), [(128, 0), (112, 1), (1395, 7)])
+def test_signatures_are_those_of_datasketch(hashes, seed):
+    datasketch = pytest.importorskip("datasketch", minversion="2.0")
+    documents = [*corpus(3, originals=10), "a", "one two three", "", "a a a a a a a"]
+    shingles, offsets = word_shingles(pa.array(documents), 5)
+    signatures = minhash(shingles, offsets, *permutations(hashes, seed))
+    for row, begin, end in zip(signatures, offsets, offsets[1:], strict=False):
+        theirs = datasketch.MinHash(num_perm=hashes, seed=seed, hashfunc=int)
+        theirs.update_batch(shingles[begin:end].tolist())
+        np.testing.assert_array_equal(row, theirs.hashvalues)
+
+
+@given(st.lists(st.lists(st.sampled_from("abC"), max_size=9).map(" ".join), max_size=12), st.integers(1, 6))
+def test_shingles_are_runs_of_words(documents, ngram):
+    hashes, offsets = word_shingles(pa.array(documents, pa.string()), ngram)
+    assert len(offsets) == len(documents) + 1
+    for text, begin, end in zip(documents, offsets, offsets[1:], strict=False):
+        mine = hashes[begin:end].tolist()
+        assert mine == sorted(set(mine))
+        assert len(mine) == len(shingles(text, ngram))
+    ours, ends = word_shingles(pa.array(["x y z w v u", "a x y Z w v u z"]), ngram)
+    assert set(ours[: ends[1]]) <= set(ours[ends[1] :])  # the same words have the same hash in any document
+
+
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.lists(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=20), max_size=4),
+        )
+    )
+)
+def test_clusters_are_connected_components(case):
+    documents, batches = case
+    clusters, root = Clusters(documents), list(range(documents))
+    for pairs in batches:
+        edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        clusters.join(edges[:, 0], edges[:, 1])
+        for one, other in pairs:
+            low, high = sorted((root[one], root[other]))
+            root = [low if r == high else r for r in root]
+    assert clusters.find(np.arange(documents)).tolist() == root
+
+
+def test_bands_can_be_given():
+    documents = corpus(1)
+    found = decide(NearDedup(hashes=112, bands=14, threshold=0.75), documents)
+    notes = decision_notes(found)
+    assert (notes["bands"], notes["rows"]) == (14, 8)
+    expected = exact_clusters(documents, 0.75, 5)
+    assert all(e or reason is None for e, reason in zip(expected, found[DROP].to_pylist(), strict=True))
+    assert notes["duplicate_pairs"] > 15
+
+
+def test_a_pair_is_compared_once():
+    """Documents that share the first half of their words meet in many bands, but are too different."""
+    common = " ".join(f"w{i}" for i in range(100))
+    documents = [common + " " + " ".join(f"d{d}x{i}" for i in range(40)) for d in range(12)]
+    notes = decision_notes(decide(NearDedup(), documents))
+    assert notes["duplicate_pairs"] == 0
+    assert 0 < notes["candidate_pairs"] <= 12 * 11 // 2
 
 
 def test_minhash_does_not_depend_on_blocks():
@@ -195,6 +265,6 @@ def test_plan_and_settings():
     plan = NearDedup(hashes=128).plan(1_000_000, 6_000_000_000)
     assert 512e6 <= plan.ram_bytes < 1e9
     assert 4e9 < plan.disk_bytes < 5e9
-    for wrong in ({"threshold": 0.0}, {"hashes": 0}, {"ngram": 0}, {"recall": 1.0}):
+    for wrong in ({"bands": 0}, {"bands": 129}, {"threshold": 0.0}, {"hashes": 0}, {"ngram": 0}, {"recall": 1.0}):
         with pytest.raises(ConfigError, match="NearDedup"):
             NearDedup(**wrong)

@@ -32,7 +32,7 @@ from bloomery.corpus.bloom import BloomFilter, size_for
 from bloomery.corpus.documents import texts, with_texts
 from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop
 from bloomery.corpus.word_breaks import tokens
-from bloomery.corpus.words import FACTOR, Words, hash_runs
+from bloomery.corpus.words import FACTOR, Words, hash_runs, rolling
 
 MODES = ("both", "paragraph", "document", "exact")
 CUT = "bloom_cut"  # column: the paragraphs to remove
@@ -209,26 +209,6 @@ def paragraph_ngrams(
     owner = np.repeat(np.arange(words.documents), per_document)
     of_document = np.bincount(owner, sizes, minlength=words.documents).astype(np.int64)
     return (grams, of_document), (sizes, per_document)
-
-
-def rolling(hashes: np.ndarray, size: int) -> np.ndarray:
-    """A hash of every `size` values in a row: uint64 (n - size + 1,), by doubling."""
-    found: np.ndarray | None = None
-    covered, block, width, power = 0, hashes, 1, FACTOR  # `block` hashes runs of `width` values
-    while True:
-        if size & width:
-            if found is None:
-                found, covered = block, width
-            else:
-                length = len(block) - covered
-                found = found[:length] * power + block[covered:]
-                covered += width
-        width *= 2
-        if width > size:
-            assert found is not None
-            return found[: len(hashes) - size + 1]
-        block = block[: len(block) - width // 2] * power + block[width // 2 :]
-        power = np.uint64(int(power) ** 2 & 0xFFFFFFFFFFFFFFFF)
 
 
 def settle(bloom: BloomFilter, grams: np.ndarray, sizes: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -147,7 +147,7 @@ def split_words(text: np.ndarray, bounds: np.ndarray, lower: bool = False) -> Wo
     data = np.zeros(len(text) + 8, dtype=np.uint8)
     data[: len(text)] = text
     if lower:
-        data[_between(data, "A", "Z")] += 32
+        data += _between(data, "A", "Z").view(np.uint8) << np.uint8(5)  # 32 on from "A" is "a"
     space = np.ones(len(text) + 1, dtype=bool)  # there is a space before the first byte and after the last
     np.bitwise_or(_between(text, "\t", "\r"), _between(text, "\x1c", " "), out=space[:-1])
     _mark_wide_spaces(data, space[:-1])
@@ -236,6 +236,26 @@ def hash_runs(hashes: np.ndarray, begins: np.ndarray) -> np.ndarray:
     powers[0] = 1
     runs: np.ndarray = np.add.reduceat(hashes * np.cumprod(powers)[place], begins)
     return runs
+
+
+def rolling(hashes: np.ndarray, size: int) -> np.ndarray:
+    """A hash of every `size` values in a row: uint64 (n - size + 1,), by doubling."""
+    found: np.ndarray | None = None
+    covered, block, width, power = 0, hashes, 1, FACTOR  # `block` hashes runs of `width` values
+    while True:
+        if size & width:
+            if found is None:
+                found, covered = block, width
+            else:
+                length = len(block) - covered
+                found = found[:length] * power + block[covered:]
+                covered += width
+        width *= 2
+        if width > size:
+            assert found is not None
+            return found[: len(hashes) - size + 1]
+        block = block[: len(block) - width // 2] * power + block[width // 2 :]
+        power = np.uint64(int(power) ** 2 & 0xFFFFFFFFFFFFFFFF)
 
 
 def by_document(hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
