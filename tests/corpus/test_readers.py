@@ -157,7 +157,7 @@ def test_batches_are_bounded(tmp_path, monkeypatch):
 
 
 def test_find_inputs(tmp_path):
-    for name in ("b/2.jsonl", "b/1.parquet", "a/x.txt", "a/y.md", ".hidden/z.jsonl", "b/_SUCCESS.jsonl", "b/note.pdf"):
+    for name in ("b/2.jsonl", "b/1.parquet", "a/x.txt", "a/y.md", ".hidden/z.jsonl", "b/_SUCCESS.jsonl", "b/note.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     relative = [str(path.relative_to(tmp_path)) for path in find_inputs(tmp_path)]
@@ -168,11 +168,11 @@ def test_find_inputs(tmp_path):
 
 
 def test_find_inputs_errors(tmp_path):
-    (tmp_path / "a.pdf").touch()
+    (tmp_path / "a.docx").touch()
     with pytest.raises(DataError, match=r"unknown kind of file.*\.jsonl"):
-        find_inputs(tmp_path / "a.pdf")
+        find_inputs(tmp_path / "a.docx")
     with pytest.raises(DataError, match=r"unknown kind of file.*\.parquet"):
-        read_documents(tmp_path / "a.pdf")
+        read_documents(tmp_path / "a.docx")
     with pytest.raises(DataError, match="no such file"):
         find_inputs(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match="no such file"):

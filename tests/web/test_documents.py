@@ -9,7 +9,7 @@ import pytest
 from bloomery import corpus
 from bloomery.core.errors import DataError
 from bloomery.corpus.documents import SCHEMA, texts
-from bloomery.corpus.readers import ARCHIVES, WEB_SUFFIXES, find_inputs
+from bloomery.corpus.readers import ARCHIVES, PAPERS, WEB_SUFFIXES, find_inputs
 from bloomery.web import WarcWriter, read_documents
 
 DATA = Path(os.environ.get("BLOOMERY_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -101,9 +101,9 @@ def test_what_is_found_in_folders_is_what_is_read(tmp_path: Path) -> None:
     for suffix in WEB_SUFFIXES:
         (tmp_path / f"page{suffix}").write_text(page if "htm" in suffix else "")
     (tmp_path / "note.txt").write_text("plain words")
-    assert len(find_inputs(tmp_path)) == len(ARCHIVES) + 1  # the pages are one input: their folder
+    assert len(find_inputs(tmp_path)) == len(ARCHIVES) + len(PAPERS) + 1  # the pages are one input: their folder
     for path in find_inputs(tmp_path):
-        assert len(list(read_documents(path))) == path.is_dir()
+        assert len(list(read_documents(path))) == (path.is_dir() or path.name.endswith(PAPERS))
     found = rows(tmp_path)
     assert [row["url"].rpartition("/")[2] for row in found] == ["note.txt", "page.htm", "page.html", "page.xhtml"]
     assert found[0]["parts"][0]["text"] == "plain words"

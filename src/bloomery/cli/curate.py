@@ -34,8 +34,8 @@ KNOWN = (
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
-Reads WARC, ARC, HTML, Parquet, Arrow, JSONL(.gz) and folders of text; writes one Parquet file per input file. The same
-command continues a run that was stopped.
+Reads WARC, ARC, HTML, PDF, LaTeX, Parquet, Arrow, JSONL(.gz) and folders of text; writes one Parquet file per input
+file. The same command continues a run that was stopped.
 
 Example:
   bloomery curate crawl/ corpus/

@@ -33,7 +33,8 @@ ARROW = (".arrow", ".ipc", ".feather")
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".jsonl.zst")
 SUFFIXES = PARQUET + ARROW + JSONL + TEXT
 ARCHIVES = (".warc", ".warc.gz", ".warc.lz4", ".wet", ".wet.gz", ".arc", ".arc.gz")
-WEB_SUFFIXES = ARCHIVES + HTML  # found in folders too; read by bloomery.web.read_documents
+PAPERS = (".pdf", ".tex", ".tar.gz", ".tgz")  # the last two: LaTeX sources as arXiv serves them
+WEB_SUFFIXES = ARCHIVES + HTML + PAPERS  # found in folders too; read by bloomery.web.read_documents
 RUN_STATE, DROPPED = ".bloomery", "dropped"  # folders in the output of corpus.run
 RAW_LINE = 1_000  # characters of a broken line that are kept in its error row
 MAX_LINE = 256 << 20  # bytes of one line of JSON, decompressed
@@ -125,6 +126,8 @@ def _in_folder(folder: Path) -> list[Path]:
         and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
         and not (file.parent != folder and _is_dropped(file.parent))
     )
+    sources = {file.parent for file in files if _has(file, (".tex",)) and b"\\documentclass" in file.read_bytes()}
+    files = [file for file in files if not _is_piece(file, sources)]
     saved = {parent: _saved_dataset(parent) for parent in {file.parent for file in files}}
     found = [
         file.parent if _has(file, PAGES) else file
@@ -134,6 +137,12 @@ def _in_folder(folder: Path) -> list[Path]:
     if not found:
         raise DataError("no data file in this folder", where=folder, fix=_known(SUFFIXES + WEB_SUFFIXES))
     return found
+
+
+def _is_piece(file: Path, sources: set[Path]) -> bool:
+    """Whether a file belongs to a paper in one of the folders `sources`: a chapter, or a figure that is a PDF."""
+    inside = any(parent in sources for parent in file.parents)
+    return inside and (_has(file, (".pdf",)) or (_has(file, (".tex",)) and b"\\documentclass" not in file.read_bytes()))
 
 
 def _saved_dataset(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from bloomery.core.errors import BloomeryError, DataError
 from bloomery.corpus.documents import from_texts, with_column
-from bloomery.corpus.readers import ARCHIVES
+from bloomery.corpus.readers import ARCHIVES, PAPERS
 from bloomery.corpus.readers import read_documents as read_corpus
 from bloomery.corpus.remote import HTML, PAGES, Url, local_copy, source_of
 from bloomery.corpus.steps import DROP
@@ -31,6 +31,8 @@ def read_documents(
 ) -> Iterator[pa.RecordBatch]:
     """The pages of a web archive, an HTML file or a folder of them as documents; others go to `corpus.read_documents`.
 
+    A PDF file or the LaTeX source of a paper is one document of text and images in reading order.
+
     `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`. `meta` holds status,
     content_type, date, title and language (as declared). What is not a readable page with status 200 comes as a row
     marked for dropping: bad records and pages that cannot be extracted as errors, others as "not a page".
@@ -47,6 +49,11 @@ def read_documents(
         rows = iter([_file_row(path, extract)])
     elif name.endswith(ARCHIVES):
         rows = _rows(path, extract)
+    elif name.endswith(PAPERS):
+        from bloomery.web.interleave.papers import read_paper
+
+        yield read_paper(path)
+        return
     else:
         yield from read_corpus(path)
         return

@@ -46,14 +46,16 @@ _LENGTH = re.compile(r"-?[\d.]+(?:pt|em|ex|cm|mm|in|bp|sp|pc|truecm)?")
 _FILE = re.compile(r"(?:file|figure)\s*=\s*([^,]+)")
 
 
-def read_latex(tree: Tree, pdf: PdfReader | None = None) -> list[Part]:
+def read_latex(tree: Tree, pdf: PdfReader | None = None, main: str | None = None) -> list[Part]:
     """The parts of a paper. `pdf` draws figures that are PDF files; without it they have no bytes.
+
+    `main` names the file to begin with, where it is known.
 
     Raises:
         DataError: no main file, includes that never end or leave the tree, or a source beyond the bounds.
     """
     reader = _Reader(tree, pdf)
-    name = tree.main()
+    name = main or tree.main()
     try:
         reader.tokens.open(name)
         reader.run()
