@@ -41,7 +41,7 @@ class Part:
     def row(self) -> dict[str, Any]:
         """As a value of the `parts` column."""
         kind = "image" if self.is_image else "text"
-        meta = json.dumps(self.meta, ensure_ascii=False, sort_keys=True) if self.meta else None
+        meta = json.dumps(self.meta, ensure_ascii=False) if self.meta else None
         return {"kind": kind, "text": self.text, "image": self.image, "ref": self.ref, "meta": meta}
 
 
