@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from bloomery.core.errors import BloomeryError, DataError
 from bloomery.corpus.documents import from_texts, with_column
+from bloomery.corpus.interleaved import Part, from_parts
 from bloomery.corpus.readers import ARCHIVES, PAPERS
 from bloomery.corpus.readers import read_documents as read_corpus
 from bloomery.corpus.remote import HTML, PAGES, Url, local_copy, source_of
@@ -17,25 +19,30 @@ from bloomery.corpus.steps import DROP
 from bloomery.web.archive import MAX_RECORD, ReadStats, iterate_pages
 from bloomery.web.extract import Mode, extract
 from bloomery.web.fetch import HTML_TYPES
+from bloomery.web.interleave.html import html_parts
 from bloomery.web.page import Page
 
 TEXT_TYPES = (*HTML_TYPES, "text/plain", "")
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20  # of text; a batch ends early at this size
 
-Row = tuple[str, str, dict[str, str], str | None]  # text, url, meta, reason to drop
+Reading = Mode | Literal["interleaved", "obelics"]
+INTERLEAVED = ("interleaved", "obelics")
+Content = str | list[Part]
+Row = tuple[Content, str, dict[str, str], str | None]  # content, url, meta, reason to drop
 
 
 def read_documents(
-    path: Path | str | Url, extract: Mode = "main", batch_rows: int = BATCH_ROWS
+    path: Path | str | Url, extract: Reading = "main", batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """The pages of a web archive, an HTML file or a folder of them as documents; others go to `corpus.read_documents`.
 
     A PDF file or the LaTeX source of a paper is one document of text and images in reading order.
 
-    `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`. `meta` holds status,
-    content_type, date, title and language (as declared). What is not a readable page with status 200 comes as a row
-    marked for dropping: bad records and pages that cannot be extracted as errors, others as "not a page".
+    `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`; or `interleaved` for texts and
+    images in reading order, `obelics` for exactly those of the reference (`interleave.html`). `meta` holds status,
+    content_type, date, and of texts title and language (as declared). What is not a readable page with status 200 comes
+    as a row marked for dropping: bad records and pages that cannot be extracted as errors, others as "not a page".
     """
     source = source_of(path)
     if isinstance(source, Url):
@@ -58,11 +65,15 @@ def read_documents(
         yield from read_corpus(path)
         return
     while chunk := list(_up_to(rows, batch_rows)):
-        texts, urls, metas, reasons = zip(*chunk, strict=True)
-        yield with_column(from_texts(texts, urls=urls, metas=metas), DROP, pa.array(reasons, pa.string()))
+        contents, urls, metas, reasons = zip(*chunk, strict=True)
+        if extract in INTERLEAVED:
+            batch = from_parts([[Part(c)] * bool(c) if isinstance(c, str) else c for c in contents], None, urls, metas)
+        else:
+            batch = from_texts(contents, urls=urls, metas=metas)
+        yield with_column(batch, DROP, pa.array(reasons, pa.string()))
 
 
-def _rows(path: Path, mode: Mode) -> Iterator[Row]:
+def _rows(path: Path, mode: Reading) -> Iterator[Row]:
     stats = ReadStats()
     for page in iterate_pages(path, stats):
         yield _row(page, mode)
@@ -71,13 +82,13 @@ def _rows(path: Path, mode: Mode) -> Iterator[Row]:
             yield "", f"{path.name}#{reason.replace(' ', '-')}-{number}", {}, f"error: {reason}"
 
 
-def _folder_rows(folder: Path, mode: Mode) -> Iterator[Row]:
+def _folder_rows(folder: Path, mode: Reading) -> Iterator[Row]:
     """The HTML and text files of one folder, by name."""
     for path in sorted(file for file in folder.iterdir() if file.name.lower().endswith(PAGES)):
         yield _file_row(path, mode, "text/html" if path.name.lower().endswith(HTML) else "text/plain")
 
 
-def _file_row(path: Path, mode: Mode, kind: str = "text/html") -> Row:
+def _file_row(path: Path, mode: Reading, kind: str = "text/html") -> Row:
     url = path.resolve().as_uri()
     try:
         with path.open("rb") as file:
@@ -89,7 +100,7 @@ def _file_row(path: Path, mode: Mode, kind: str = "text/html") -> Row:
     return _row(Page(url, 200, kind, body), mode)
 
 
-def _row(page: Page, mode: Mode) -> Row:
+def _row(page: Page, mode: Reading) -> Row:
     meta = {"status": str(page.status), "content_type": page.content_type, "date": page.date}
     if page.status != 200:
         return "", page.url, meta, f"not a page: status {page.status}"
@@ -98,6 +109,8 @@ def _row(page: Page, mode: Mode) -> Row:
     if page.content_type == "text/plain":
         return page.html.strip(), page.url, meta, None
     try:
+        if mode == "interleaved" or mode == "obelics":
+            return html_parts(page.html, page.url, compat=mode == "obelics"), page.url, meta, None
         found = extract(page.html, mode)
     except BloomeryError as error:
         return "", page.url, meta, f"error: {error.what}"
@@ -109,6 +122,6 @@ def _up_to(rows: Iterator[Row], count: int) -> Iterator[Row]:
     size = 0
     for row in islice(rows, count):
         yield row
-        size += len(row[0])
+        size += len(row[0]) if isinstance(row[0], str) else sum(len(part.text or "") for part in row[0])
         if size > BATCH_BYTES:
             return

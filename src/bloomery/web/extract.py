@@ -84,8 +84,8 @@ def extract(html: str, mode: Mode = "main") -> Extracted:
     """
     if mode not in ("main", "full", "trafilatura"):
         raise ConfigError(f"unknown extractor {mode!r}", fix="use main, full or trafilatura")
-    html = _without_surrogates(html)
-    _refuse_hostile(html)
+    html = without_surrogates(html)
+    refuse_hostile(html)
     tree = require("resiliparse.parse.html", "web").HTMLTree.parse(html)
     declared = _LANGUAGE.search(html[:20_000])
     return Extracted(
@@ -168,7 +168,8 @@ def _lower_lists(tree: Any) -> None:
         inner.append_child(bullets)
 
 
-def _without_surrogates(html: str) -> str:
+def without_surrogates(html: str) -> str:
+    """The text with U+FFFD for what UTF-8 cannot hold."""
     try:
         html.encode()  # ten times faster than looking for them
     except UnicodeEncodeError:
@@ -187,7 +188,8 @@ def _has_long_tag(html: str) -> bool:
     return False
 
 
-def _refuse_hostile(html: str) -> None:
+def refuse_hostile(html: str) -> None:
+    """Raise `DataError` for a page that is too large or has tags that a parser takes quadratic time for."""
     if len(html) > MAX_CHARS:
         raise DataError(f"a page of {len(html):,} characters", fix=f"at most {MAX_CHARS:,} are extracted")
     if _has_long_tag(html):

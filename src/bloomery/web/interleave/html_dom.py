@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloomery.core.errors import require
-from bloomery.web.interleave.html_media import image_source
+from bloomery.web.interleave.html_media import Attributes, image_source
 
 END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # where a page concatenates articles
 BREAK = "#BR_TAG#"
@@ -140,7 +140,8 @@ def simplify(html: str, steps: Simplification | None = None) -> Any:
         tags = {node.tag for node in tree.root.traverse()}
         tree.strip_tags(sorted(tag for tag in tags if _DIGITS.sub("", tag) not in STRUCTURE | MEDIA))
     if steps.strip_special_divs:
-        for node in reversed([node for node in tree.root.traverse() if node.tag == "div" and _is_special(node)]):
+        divs = [node for node in tree.root.traverse() if node.tag == "div"]
+        for node in reversed([div for div in divs if is_special(div.attributes)]):
             node.decompose()
     if steps.remove_dates:
         _remove_dates(tree)
@@ -151,8 +152,8 @@ def simplify(html: str, steps: Simplification | None = None) -> Any:
     return parse(tree.html) if steps.remake_tree else tree
 
 
-def _is_special(div: Any) -> bool:
-    attributes = div.attributes
+def is_special(attributes: Attributes) -> bool:
+    """Whether a block calls itself a part of the page's frame, by exactly such a name."""
     return any(attributes.get(name) in SPECIAL_DIVS for name in ("id", "class", "title"))
 
 
@@ -182,7 +183,7 @@ def _has_source(media: Any) -> bool:
     if media.tag == "img":
         return bool(image_source(media.attributes))
     source = media.attributes.get("src") if media.tag in ("video", "audio") else None
-    return bool(source) and "," not in source and " " not in source
+    return bool(source and "," not in source and " " not in source)
 
 
 def _has_children(node: Any) -> bool:

@@ -1,18 +1,19 @@
 """Addresses, names and sizes of the images of a page.
 
-`reference_info` gives OBELICS' own keys and values (arXiv 2306.16527; huggingface/OBELICS, `simplification_utils`), with
-its rules: relative addresses are pasted to `https://host/`, not resolved. `image_info` is what this library does
+`reference_info` gives OBELICS' own keys and values (arXiv 2306.16527; huggingface/OBELICS, `simplification_utils`),
+by its rules: relative addresses are pasted to `https://host/`, not resolved. `image_info` is what this library does
 by default: addresses are resolved (RFC 3986, with `<base>`), commas are allowed in them, and of the list in `srcset`
 the largest candidate is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from bloomery.web.urls import resolve
 
@@ -25,7 +26,7 @@ SOURCES = (
 )  # fmt: skip
 LISTS = ("srcset", "data-srcset")
 MAX_URL = 2048  # characters; longer ones are data
-MAX_CANDIDATES = 64  # of a srcset that are looked at
+MAX_SRCSET = 20_000  # characters of a list of candidates that are looked at
 MAX_TEXT = 2000  # characters of an alternative text that are kept
 
 _QUOTES = re.compile('[”"<>]')
@@ -37,7 +38,8 @@ _VALID = re.compile(
 )
 _QUERY = re.compile(r"\?[A-Za-z0-9]+=")
 _LENGTH = re.compile(r"\s*([0-9]{1,6})(?:\.[0-9]{0,6})?\s*(px|%)?\s*")
-_CANDIDATE = re.compile(r"\s*,*\s*(\S+)(?:\s+([0-9.]{1,12})([wx]))?\s*(?:,|$)")
+_CANDIDATES = re.compile(r",\s|(?<=[0-9][wx]),")  # a comma inside an address is followed by neither
+_DESCRIPTOR = re.compile(r"([0-9]{1,6}(?:\.[0-9]{0,6})?)[wx]")
 
 
 def image_source(attributes: Attributes) -> str | None:
@@ -82,7 +84,7 @@ def absolute(page_url: str, path: str) -> str:
 
 
 def is_url_valid(url: str) -> bool:
-    """Whether this is http, https or ftp, with a host that has a dot. A long address is refused before it is matched."""
+    """Whether this is http, https or ftp, with a host that has a dot; long addresses are not."""
     return len(url) <= MAX_URL and _VALID.match(url) is not None
 
 
@@ -137,7 +139,7 @@ def image_info(
     info: dict[str, Any] = {}
     if alt := " ".join((attributes.get("alt") or "")[:MAX_TEXT].split()):
         info["alt"] = alt
-    if name := unquote(urlsplit(address).path.rpartition("/")[2])[:200]:
+    if name := unquote(address.partition("?")[0].rpartition("/")[2])[:200]:
         info["filename"] = name
     for side in ("width", "height"):
         found = _LENGTH.fullmatch((attributes.get(side) or "")[:32])
@@ -154,26 +156,27 @@ def _address(attributes: Attributes, base: str) -> str | None:
             continue
         if name in LISTS:
             value = largest_candidate(value)
-        if len(value) <= MAX_URL and (found := resolve(base, value.replace(" ", "%20"))):
+        if 0 < len(value) <= MAX_URL and (found := join(base, value.replace(" ", "%20"))):
             return found
     return None
 
 
+def join(base: str, link: str) -> str | None:
+    """The canonical address of `link` on the page `base`; on a page that is a file, links lead to files."""
+    if base.startswith("http"):
+        return resolve(base, link)
+    with contextlib.suppress(ValueError):  # such as "//[oops"
+        return urljoin(base, link)
+    return None
+
+
 def largest_candidate(srcset: str) -> str:
-    """The address with the largest width or density in a `srcset` (HTML standard §4.8.4.2.1); "" where there is none."""
-    best, largest, start = "", -1.0, 0
-    for _ in range(MAX_CANDIDATES):
-        found = _CANDIDATE.match(srcset, start)
-        if not found:
-            break
-        start = found.end()
-        address = found[1].rstrip(",")
-        try:
-            size = float(found[2] or 1)
-        except ValueError:  # "1.2.3"
-            continue
-        if size > largest and address[:5].lower() != "data:":
+    """The address of the largest width or density in a `srcset` (HTML standard §4.8.4.2.1), or ""."""
+    best, largest = "", -1.0
+    for candidate in _CANDIDATES.split(srcset[:MAX_SRCSET]):
+        address, _, descriptor = candidate.strip(" \t\r\n\f,").partition(" ")
+        found = _DESCRIPTOR.fullmatch(descriptor.strip())
+        size = float(found[1]) if found else 1.0
+        if size > largest and address and address[:5].lower() != "data:":
             best, largest = address, size
-        if start >= len(srcset):
-            break
     return best
