@@ -144,12 +144,20 @@ def test_nothing_left_still_writes_the_report(memory):
 
 
 def test_what_an_address_stands_for(memory, tmp_path):
-    for name in ("a/x.txt", "a/y.md", "b/1.parquet", "b/_SUCCESS.jsonl", ".hidden/z.jsonl", "b/note.pdf"):
+    for name in (
+        "a/x.txt",
+        "a/y.md",
+        "b/1.parquet",
+        "b/_SUCCESS.jsonl",
+        ".hidden/z.jsonl",
+        "b/note.pdf",
+        "b/note.docx",
+    ):
         memory.pipe_file(f"/data/{name}", b"words")
     memory.pipe_file("/data/run/report.json", b"{}")
     memory.pipe_file("/data/run/dropped/0.parquet", b"")
     found = [str(url) for url in find_inputs("memory://data")]
-    assert found == ["memory:///data/a/", "memory:///data/b/1.parquet"]
+    assert found == ["memory:///data/a/", "memory:///data/b/1.parquet", "memory:///data/b/note.pdf"]
     assert [url.name for url in find_inputs("memory://in/part[01].jsonl")] == ["part0.jsonl", "part1.jsonl"]
     (batch,) = read_documents(Url(found[0]))
     assert batch["id"].to_pylist() == ["x.txt", "y.md"]
