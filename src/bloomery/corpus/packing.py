@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,6 +21,9 @@ from bloomery.core.files import atomic_folder, read_json, write_json
 from bloomery.core.progress import Progress
 from bloomery.core.seeds import rng
 from bloomery.corpus.tokenizer import BOS, EOS, digest, encode_batch
+
+if TYPE_CHECKING:
+    from bloomery.corpus.remote import Source
 
 VERSION = 1
 BATCH_CHARS = 1 << 21  # text tokenised at a time
@@ -44,8 +47,8 @@ def pack(
     characters or by the longest document. Blank documents are left out and counted. `encode` makes token ids of texts;
     `fim.encode_batch` is for documents that a step has rearranged.
     """
-    begin = [] if bos_token is None else [_token_id(tokenizer, bos_token)]
-    end = [_token_id(tokenizer, eos_token)]
+    begin = [] if bos_token is None else [token_id(tokenizer, bos_token)]
+    end = [token_id(tokenizer, eos_token)]
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     counts = {"n_documents": 0, "n_tokens": 0, "n_bytes": 0, "n_blank": 0}
@@ -56,7 +59,7 @@ def pack(
         (temporary / "tokens.bin").open("wb") as file,
         Progress("tokenize", unit="documents", quiet=quiet) as progress,
     ):
-        for texts, blank in _batches(_texts(documents, split)):
+        for texts, blank in text_batches(_texts(documents, split)):
             encoded = [np.concatenate([begin, ids, end]) for ids in encode(tokenizer, texts)]
             lengths = np.array([len(ids) for ids in encoded], np.int64)
             starts.append(counts["n_tokens"] + np.cumsum(lengths) - lengths)
@@ -194,12 +197,13 @@ def _texts(documents: Iterable[str] | Path | Sequence[Path], split: str | None) 
         raise ConfigError("a single text instead of documents", fix="give a list of texts, or a Path")
     for item in [documents] if isinstance(documents, Path) else documents:
         if isinstance(item, Path):
-            yield from _file_texts(item, split)
+            yield from file_texts(item, split)
         else:
             yield item
 
 
-def _file_texts(path: Path, split: str | None) -> Iterator[str]:
+def file_texts(path: Source, split: str | None) -> Iterator[str]:
+    """The texts of a corpus file or of all in a folder; with `split`, of the documents whose column says so."""
     import pyarrow.compute as pc
 
     from bloomery.corpus.documents import texts
@@ -217,7 +221,7 @@ def _file_texts(path: Path, split: str | None) -> Iterator[str]:
                 raise DataError("no column 'split'", where=file, fix="run the Split step first")
 
 
-def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+def text_batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
     """Batches of about `BATCH_CHARS` characters, each with the number of blank texts left out."""
     batch: list[str] = []
     size = blank = 0
@@ -234,7 +238,8 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
         yield batch, blank
 
 
-def _token_id(tokenizer: Tokenizer, token: str) -> int:
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary must have."""
     number = tokenizer.token_to_id(token)
     if number is None:
         raise ConfigError(f"the tokenizer has no token {token!r}", fix="name its own with bos_token and eos_token")

@@ -1,1 +1,1 @@
-"""Documents of text and images from PDF files and LaTeX sources."""
+"""Documents of text and images from web pages, PDF files and LaTeX sources."""
