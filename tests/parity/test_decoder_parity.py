@@ -24,9 +24,7 @@ from bloomery.nn import KVCache, linear_cross_entropy
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
 
 EAGER = {"experts_implementation": "eager"}  # their grouped product refuses odd sizes
-# In float32 either side alone is up to 2.5e-5 away from its float64 result, more or less by the CPU's vector width;
-# what tells a wrong formula from rounding is FLOAT64.
-LOGITS, GRADIENTS, FLOAT64 = 4e-5, 1e-4, 1e-10
+LOGITS, GRADIENTS, FLOAT64 = 2e-5, 1e-4, 1e-10
 SIZES: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 48, "intermediate_size": 90, "num_hidden_layers": 3,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 32,
@@ -160,10 +158,12 @@ def test_the_folder_is_sharded(pair: Pair) -> None:
 def test_logits(pair: Pair, record_property: Any) -> None:
     with torch.no_grad():
         theirs, ours = pair.theirs(pair.tokens).logits, pair.ours(pair.tokens).logits
+        exact = copy.deepcopy(pair.theirs).double()(pair.tokens).logits
     assert 1 < theirs.std() < 10, "the comparison must be on a meaningful scale"
     error = largest(theirs, ours)
     record_property("logits", error)
-    assert error <= LOGITS
+    # Their own rounding depends on the width of the CPU's vectors; where that is beyond the bound, ours may be as large.
+    assert error <= max(LOGITS, 2 * largest(theirs.double(), exact))
 
 
 def test_logits_in_float64(pair: Pair, record_property: Any) -> None:
