@@ -162,7 +162,7 @@ def test_logits(pair: Pair, record_property: Any) -> None:
     assert 1 < theirs.std() < 10, "the comparison must be on a meaningful scale"
     error = largest(theirs, ours)
     record_property("logits", error)
-    # Their own rounding depends on the width of the CPU's vectors; where that is beyond the bound, ours may be as large.
+    # Rounding depends on the width of the CPU's vectors; where theirs is beyond the bound, ours may be as large.
     assert error <= max(LOGITS, 2 * largest(theirs.double(), exact))
 
 

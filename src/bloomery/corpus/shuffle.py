@@ -71,7 +71,8 @@ def plan_shuffle(
 ) -> Plan:
     """Memory and disk that `shuffle_tokens` will take, from the sizes of the inputs.
 
-    A token is taken as four bytes of text, and as two once it is a number. Memory is twice the larger of a run and a cell; disk holds the runs (all tokens once) and the output.
+    A token is taken as four bytes of text, and as two once it is a number. Memory is twice the larger of a run and a
+    cell; disk holds the runs (all tokens once) and the output.
     """
     tokens = sum(guess(file)[1] for file in find_inputs(inputs)) // BYTES_PER_TOKEN
     spilled = 2 * tokens
