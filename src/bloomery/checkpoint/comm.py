@@ -118,8 +118,15 @@ def comm(group: Any = None) -> Comm:
     parent = dist.group.WORLD if group is None else group
     known = _comms.get(id(parent))
     if known is None or known[0] is not parent:
+        if group is None:
+            _comms.clear()  # another world: the groups of the one before are gone
         _comms[id(parent)] = known = (parent, Comm(group))
     return known[1]
+
+
+def forget() -> None:
+    """Let go of all groups; they are made again when they are needed."""
+    _comms.clear()
 
 
 def _tensor(payload: bytes | None) -> torch.Tensor:

@@ -34,6 +34,7 @@ from bloomery.core.hashing import hash64
 from bloomery.core.progress import Progress
 
 WINDOW = 64 << 20  # bytes that a rank reads before it exchanges
+BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
 SHOWN = 12  # differences in a message
 
@@ -263,15 +264,31 @@ def _owners(manifest: Manifest, plan: _Plan, ranks: Comm) -> np.ndarray:
     masks = ranks.broadcast(None if gathered is None else b"".join(gathered))
     rows = np.frombuffer(masks, np.uint8).reshape(ranks.world, -1)
     holds = np.unpackbits(rows, axis=1, count=len(wanted)).astype(bool)  # (world, chunks)
-    many = holds.sum(axis=0)
-    owner = np.where(many > 0, holds.argmax(axis=0), -1)
-    load = np.bincount(owner[many == 1], manifest.chunks.nbytes[many == 1], ranks.world)
-    shared = np.flatnonzero(many > 1)
-    for chunk in shared[np.argsort(-manifest.chunks.nbytes[shared], kind="stable")].tolist():
-        candidates = np.flatnonzero(holds[:, chunk])
-        owner[chunk] = best = candidates[load[candidates].argmin()]
-        load[best] += manifest.chunks.nbytes[chunk]
+    holders = holds.sum(axis=0)
+    owner = np.where(holders > 0, holds.argmax(axis=0), -1)
+    nbytes = manifest.chunks.nbytes
+    load = np.bincount(owner[holders == 1], nbytes[holders == 1], ranks.world)
+    shared = np.flatnonzero(holders > 1)
+    runs = _neighbours(manifest.chunks, shared, holds, ranks.world)
+    sums = np.array([nbytes[run].sum() for run in runs])
+    for number in np.argsort(-sums, kind="stable").tolist():
+        candidates = np.flatnonzero(holds[:, runs[number][0]])
+        best = candidates[load[candidates].argmin()]
+        owner[runs[number]] = best
+        load[best] += sums[number]
     return owner
+
+
+def _neighbours(chunks: Chunks, shared: np.ndarray, holds: np.ndarray, world: int) -> list[np.ndarray]:
+    """Chunks that several ranks want, in runs that lie together in a file and are wanted by the same ranks."""
+    if not len(shared):
+        return []
+    shared = shared[np.lexsort((chunks.offset[shared], chunks.file[shared]))]
+    wanted = np.packbits(holds[:, shared], axis=0)
+    changes = (np.diff(chunks.file[shared]) != 0) | (np.diff(wanted, axis=1) != 0).any(axis=0)
+    length = np.cumsum(chunks.nbytes[shared])
+    block = length // max(1, min(BLOCK, int(length[-1]) // (16 * world)))
+    return np.split(shared, np.flatnonzero(changes | (np.diff(block) != 0)) + 1)
 
 
 def _requests(plan: _Plan, owner: np.ndarray, ranks: Comm) -> list[np.ndarray]:

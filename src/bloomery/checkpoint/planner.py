@@ -26,7 +26,8 @@ from bloomery.checkpoint.layout import FlatShard, Piece, Shard, Tensorlike, dtyp
 from bloomery.checkpoint.manifest import Chunks, TensorMeta, padded
 from bloomery.core.errors import CheckpointError
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 16 << 20  # at most, and a read is whole chunks
+FAIR_BYTES = 1 << 20  # a piece is cut this fine, not finer, so that ranks that all hold it can share the writing
 FILE_BYTES = 256 << 20  # a data file is closed once it is this large, so that several can be written at once
 CACHED_PLANS = 8
 VERSION = 1
@@ -79,17 +80,20 @@ class SavePlan:
 
 
 def local_plan(
-    tensors: Mapping[str, Tensorlike], chunk_bytes: int = CHUNK_BYTES
+    tensors: Mapping[str, Tensorlike], world: int, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[LocalPlan, list[tuple[int, int, Box]]]:
-    """The plan of this rank, and for every row (number of the tensor, number of its piece, box)."""
+    """The plan of this rank, and for every row (number of the tensor, number of its piece, box).
+
+    How a piece is cut depends on its size and on `world` alone, so that ranks that hold the same one agree.
+    """
     metas, rows = [], []
     for number, (name, value) in enumerate(tensors.items()):
         metas.append(TensorMeta(name, dtype_name(local(value).dtype), global_shape(value)))
-        rows += [
-            (number, at, box)
-            for at, piece in enumerate(pieces(value, name))
-            for box in split(piece.box, max(1, chunk_bytes // piece.data.element_size()))
-        ]
+        for at, piece in enumerate(pieces(value, name)):
+            width = piece.data.element_size()
+            fair = chunk_bytes if world == 1 else max(piece.box.volume * width // (4 * world), FAIR_BYTES)
+            limit = max(1, min(chunk_bytes, fair) // width)
+            rows += [(number, at, box) for box in split(piece.box, limit)]
     return plan_of(metas, [(number, box) for number, _, box in rows]), rows
 
 
@@ -240,7 +244,7 @@ class Planner:
         if known is not None and least == most:
             self._known[key] = known  # the newest again
             return known[1], known[2], True
-        mine, rows = local_plan(tensors, chunk_bytes)
+        mine, rows = local_plan(tensors, comm.world, chunk_bytes)
         gathered = comm.gather(mine.to_bytes())
         answer, error, plan = b"", None, None
         if gathered is not None:

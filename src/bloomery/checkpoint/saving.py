@@ -26,7 +26,7 @@ import torch
 import xxhash
 
 import bloomery
-from bloomery.checkpoint.comm import Comm, comm
+from bloomery.checkpoint.comm import Comm, comm, forget
 from bloomery.checkpoint.layout import bits
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, padded
 from bloomery.checkpoint.planner import Planner, SavePlan, views
@@ -227,6 +227,15 @@ class _Write:
 _saver = Saver()
 
 
+@atexit.register
+def _leave() -> None:
+    """Before the interpreter is taken down: the last save ends, and gloo's threads with its groups."""
+    try:
+        _saver.finish()
+    finally:
+        forget()
+
+
 def save(
     path: str | os.PathLike[str] | Storage, state: Mapping[str, Any], *, asynchronous: bool = False,
     overwrite: bool = False, group: Any = None,
@@ -246,7 +255,6 @@ def save(
     return _saver.save(to, state, comm(group), asynchronous=asynchronous, overwrite=overwrite)
 
 
-@atexit.register
 def finish() -> None:
     """Wait for an asynchronous save that is under way and raise its error if nobody has seen it."""
     _saver.finish()
