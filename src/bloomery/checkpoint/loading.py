@@ -36,6 +36,7 @@ from bloomery.core.progress import Progress
 WINDOW = 64 << 20  # bytes that a rank reads before it exchanges
 BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
+EVEN = 16  # bytes that every part of a message is a multiple of
 SHOWN = 12  # differences in a message
 
 
@@ -137,10 +138,11 @@ def verify(path: str | os.PathLike[str] | Storage, *, quiet: bool = True) -> Man
     to = storage(path) if isinstance(path, str | os.PathLike) else path
     manifest = read_manifest(to)
     chunks = manifest.chunks
-    buffer = memoryview(bytearray(max(WINDOW, int(padded(chunks.nbytes).max(initial=0)))))
+    windows = list(spans(chunks, np.arange(len(chunks)), WINDOW, 0))
+    buffer = memoryview(bytearray(max((_extent(chunks, rows)[1] for rows in windows), default=0)))
     with Progress("verify", sum(size for _, size in manifest.files), "bytes", quiet=quiet) as shown:
         end = dict.fromkeys(range(len(manifest.files)), 0)
-        for rows in spans(chunks, np.arange(len(chunks)), WINDOW, 0):
+        for rows in windows:
             begin, data = _read_window(to, manifest, rows, buffer)
             if end[int(chunks.file[rows[0]])] != begin:
                 raise CheckpointError("damaged checkpoint: chunks do not follow each other", where=to.path)
@@ -412,7 +414,8 @@ def _cut_out(manifest: Manifest, rows: np.ndarray, window: np.ndarray, begin: in
                 answered.append(i)
     if not parts:
         return np.zeros(0, np.uint8)
-    return np.concatenate([np.array([len(parts), *answered], np.int64).view(np.uint8), *parts])
+    head = np.array([len(parts), *answered], np.int64).view(np.uint8)
+    return np.concatenate([_even(content) for content in (head, *parts)])
 
 
 def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray) -> None:
@@ -421,13 +424,20 @@ def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.nda
         return
     count = int(content[:8].view(np.int64)[0])
     at = 8 * (count + 1)
-    for request in content[8:at].view(np.int64).tolist():
+    asking = content[8:at].view(np.int64).tolist()
+    at += -at % EVEN
+    for request in asking:
         i = asked[request]
         meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
         part = _part(plan.start[i], plan.size[i], len(meta.shape))
         end = at + part.volume * dtype_named(meta.dtype).itemsize
         _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
-        at = end
+        at = end + -end % EVEN
+
+
+def _even(content: np.ndarray) -> np.ndarray:
+    """Padded, so that what follows it in a message is aligned for any dtype."""
+    return np.concatenate([content, np.zeros(-len(content) % EVEN, np.uint8)]) if len(content) % EVEN else content
 
 
 def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
