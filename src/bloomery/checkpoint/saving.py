@@ -288,7 +288,8 @@ def _by_tensor(chunks: Chunks) -> Chunks:
 def _bytes(part: torch.Tensor) -> np.ndarray:
     """A chunk's bytes in row-major order: uint8 (nbytes,), a view where memory already is so."""
     data = bits(part).cpu().contiguous()
-    return data.view(-1).view(torch.uint8).numpy() if data.numel() else np.zeros(0, np.uint8)
+    row = data.as_strided((data.numel(),), (1,))  # contiguous with one element may still have another stride
+    return row.view(torch.uint8).numpy()
 
 
 def _check_room(to: Storage, plan: SavePlan) -> None:
