@@ -151,9 +151,7 @@ class LocalStorage:
             except FileExistsError:
                 holder = _told(self._lock)
                 if not _is_dead(holder):
-                    fix = f"wait for it; if it is gone, delete {self._lock.name} beside the checkpoint"
-                    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix) from None
+                    refuse_writer(self.path, holder, f"{self._lock.name} beside the checkpoint")
                 self._lock.unlink(missing_ok=True)
         raise CheckpointError("is being written by another process", where=self.path)
 
@@ -184,9 +182,7 @@ class FsspecStorage:
                 holder = json.loads(self.fs.cat_file(others[0]))
                 if not _is_dead(holder):
                     self.fs.rm_file(f"{self.root}/lock-{token}.json")
-                    fix = f"wait for it; if it is gone, delete {others[0]}"
-                    who = f"process {holder.get('pid')} on {holder.get('host')}"
-                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix)
+                    refuse_writer(self.path, holder, others[0])
                 for name in others:
                     self.fs.rm_file(name)
             if self.fs.exists(f"{self.root}/{MANIFEST}"):  # from here on the old one is none
@@ -271,6 +267,13 @@ def refuse_existing(path: str, complete: bool) -> None:
     """A checkpoint is not written over unless that is asked for."""
     what = "already holds a checkpoint" if complete else "exists and is no checkpoint"
     raise CheckpointError(what, where=path, fix="save under another name, or pass overwrite=True")
+
+
+def refuse_writer(path: str, holder: dict[str, Any], lock: str) -> None:
+    """Two runs do not write one checkpoint; `lock` is what to delete where the other is no more."""
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    fix = "wait for it" + (f"; if it is gone, delete {lock}" if lock else "")
+    raise CheckpointError(f"is being written by {who}", where=path, fix=fix) from None
 
 
 @contextmanager
