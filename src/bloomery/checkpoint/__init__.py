@@ -9,6 +9,8 @@ checkpoint.verify("run/step-100")
 """
 
 from bloomery.checkpoint.boxes import Box
+from bloomery.checkpoint.elastic import ElasticSampler, Rng
+from bloomery.checkpoint.folder import Checkpoints
 from bloomery.checkpoint.layout import FlatShard, Shard
 from bloomery.checkpoint.loading import LoadReport, load, read_manifest, verify
 from bloomery.checkpoint.manifest import Manifest
@@ -17,6 +19,7 @@ from bloomery.checkpoint.storage import FsspecStorage, LocalStorage, Storage, st
 from bloomery.checkpoint.tree import PerRank, Rows
 
 __all__ = [
-    "Box", "FlatShard", "FsspecStorage", "Handle", "LoadReport", "LocalStorage", "Manifest", "PerRank", "Rows", "Shard",
-    "Storage", "finish", "load", "read_manifest", "save", "storage", "verify",
+    "Box", "Checkpoints", "ElasticSampler", "FlatShard", "FsspecStorage", "Handle", "LoadReport", "LocalStorage",
+    "Manifest", "PerRank", "Rng", "Rows", "Shard", "Storage", "finish", "load", "read_manifest", "save",
+    "storage", "verify",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from bloomery.checkpoint.layout import dtype_named
 from bloomery.core.errors import CheckpointError
 from bloomery.core.hashing import digest, hash64
 
-FORMAT = 1
+FORMAT = 2
 ALIGN = 64
 MANIFEST, TABLE, DATA = "manifest.json", "chunks.arrow", "data"
 
@@ -116,10 +116,14 @@ def parse(text: bytes, where: object) -> dict[str, Any]:
         raise CheckpointError("a pickle where manifest.json is expected: it is not opened", where=where)
     try:
         record = json.loads(text)
-        version, body = record["format"], record["body"]
+        version = record["format"]
+        if version == 1:
+            fix = "load it with the version that saved it, and save it anew"
+            raise CheckpointError("format 1 is of bloomery's first training loop", where=where, fix=fix)
         if isinstance(version, int) and version > FORMAT:
             fix = "upgrade bloomery"
             raise CheckpointError(f"format {version} is newer than this library ({FORMAT})", where=where, fix=fix)
+        body = record["body"]
         if version != FORMAT or digest(body, 32) != record["digest"] or record.keys() != {"format", "digest", "body"}:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
