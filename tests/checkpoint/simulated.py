@@ -40,8 +40,9 @@ class SimulatedComm(Comm):
     def broadcast(self, payload: bytes | None) -> bytes:
         return bytes(self._swap(payload)[0])
 
-    def exchange(self, outgoing: list[np.ndarray]) -> list[np.ndarray]:
-        return [rows[self.rank].copy() for rows in self._swap(outgoing)]
+    def exchange(self, outgoing: list[list[np.ndarray]]) -> list[np.ndarray]:
+        sent = [np.concatenate([np.zeros(0, np.uint8), *parts]) for parts in outgoing]
+        return [parts[self.rank] for parts in self._swap(sent)]
 
     def all_to_all(self, numbers: list[int]) -> list[int]:
         return [row[self.rank] for row in self._swap(numbers)]

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -76,11 +77,11 @@ class MemoryStorage:
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.path}/{name}") from None
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; the number of bytes there were."""
-        data = self.read(name)[offset : offset + len(buffer)]
-        buffer[: len(data)] = data
-        return len(data)
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        file = io.BytesIO(self.read(name))
+        file.seek(offset)
+        return sum(file.readinto(buffer) for buffer in buffers)
 
     def free_bytes(self) -> int | None:
         """Memory is not asked for its room."""
@@ -144,10 +145,10 @@ class FaultyStorage:
         self._turn()
         return self.inner.read(name)
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file."""
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file."""
         self._turn()
-        return self.inner.read_into(name, offset, buffer)
+        return self.inner.read_into(name, offset, buffers)
 
     def free_bytes(self) -> int | None:
         """Room left."""

@@ -17,6 +17,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from bloomery.checkpoint.boxes import Box, flat_boxes, whole
@@ -109,10 +110,22 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers of the same width, so that copies move every dtype unchanged."""
-    if tensor.is_conj() or tensor.is_neg():
+    if lazy(tensor):
         tensor = tensor.resolve_conj().resolve_neg()
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
     return tensor if kind is None or tensor.dtype == kind else tensor.view(kind)
+
+
+def lazy(tensor: torch.Tensor) -> bool:
+    """Whether the elements are not those in memory, but to be conjugated or negated: `bits` is then a copy."""
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def row_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's bytes in row-major order, uint8 (nbytes,): a view where memory already is so."""
+    data = bits(tensor).cpu().contiguous()
+    row = data.as_strided((data.numel(),), (1,))  # contiguous, but of one element any stride is
+    return row.view(torch.uint8).numpy()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,6 +1,8 @@
-"""Which device and number format to use when the user has not said."""
+"""Which device and number format to use when the user has not said, and how much memory is left."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,20 @@ def pick_dtype(name: str | torch.dtype | None = None, device: torch.device | Non
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}", fix=nearest(name, DTYPES))
     return DTYPES[name]
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that a process may still take, or None where it cannot be told (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")  # a container has a limit of its own; what it caches of files can be taken back
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - int(used["anon"]))
+    except (OSError, ValueError, KeyError):
+        pass
+    return free

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bloomery.core.devices import pick_dtype
+from bloomery.core.devices import free_memory, pick_dtype
 from bloomery.core.errors import CheckpointError, ConfigError, StorageError
 from bloomery.core.files import explain_os_errors, read_json, safetensors_errors, write_json
 from bloomery.core.hashing import digest
@@ -343,20 +343,3 @@ def _require_memory(size: int, device: torch.device, folder: Path) -> None:
             where=folder,
             fix="use a larger machine, or `bloomery convert`, which needs no more than a shard",
         )
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that a process may still take, or None where it cannot be told (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    group = Path("/sys/fs/cgroup")  # a container has a limit of its own; what it caches of files can be taken back
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - int(used["anon"]))
-    except (OSError, ValueError, KeyError):
-        pass
-    return free
