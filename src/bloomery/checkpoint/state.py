@@ -62,10 +62,14 @@ def is_stateful(value: object) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def parameter_names(state: Mapping[str, Any]) -> dict[int, str]:
-    """The fully qualified name of every parameter in the modules of `state`, by identity."""
-    modules = [value for value in state.values() if isinstance(value, nn.Module)]
-    return {id(p): name for module in modules for name, p in unwrap(module).named_parameters()}
+def parameter_names(state: Mapping[str, Any]) -> dict[int, tuple[str, str]]:
+    """The key in `state` of every parameter's module, and its fully qualified name there, by identity."""
+    names: dict[int, tuple[str, str]] = {}
+    for key, value in state.items():
+        if isinstance(value, nn.Module):
+            for name, parameter in unwrap(value).named_parameters():
+                names.setdefault(id(parameter), (key, name.replace("_orig_mod.", "")))
+    return names
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -120,7 +124,7 @@ def _inner_tensors(name: str, tensor: torch.Tensor, values: dict[str, Any]) -> I
 
 
 def _flatten_optimizer(
-    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, str], flat: Flat, rank: int, world: int
+    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], flat: Flat, rank: int, world: int
 ) -> None:
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     _add(flat, key, groups, "optimizer", rank, world)
@@ -136,11 +140,17 @@ def _flatten_optimizer(
                 _add(flat, full, value, "option", rank, world)
 
 
-def _optimised(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(group, name, parameter); parameters of no module in the state are named by their position."""
+def _optimised(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]]
+) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """(group, name, parameter). Names begin with the key of the module where an optimiser is for several modules;
+    parameters of no module in the state are named by their position."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    several = len({names[id(parameter)][0] for parameter in parameters if id(parameter) in names}) > 1
     for number, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):
-            yield number, names.get(id(parameter), f"{number}.{i}"), parameter
+            key, name = names.get(id(parameter), ("", f"{number}.{i}"))
+            yield number, f"{key}.{name}" if several and key else name, parameter
 
 
 def _add(flat: Flat, name: str, value: Any, kind: str, rank: int, world: int) -> None:
@@ -238,7 +248,7 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
 
 
 def _want_optimizer(
-    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, str], manifest: Manifest, wanted: Wanted,
+    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], manifest: Manifest, wanted: Wanted,
     rank: int, world: int, cast: bool,
 ) -> None:  # fmt: skip
     record = _record(key, "optimizer", manifest, wanted)
