@@ -275,7 +275,7 @@ def _want_optimizer(
             wanted.wrong.append(f"{full} is in parameter group {number} here, in {group} in the checkpoint")
         state = new_state[parameter] = {}
         old = optimizer.state.get(parameter, {})
-        for field_, meta in saved.get(name, {}).items():
+        for field_, meta in saved.get(full, {}).items():
             inner = f"{full}/{field_}"
             if meta is None:  # a plain value
                 option = _record(inner, "option", manifest, wanted)
@@ -311,14 +311,15 @@ def _want_optimizer(
 def _by_parameter(key: str, manifest: Manifest) -> dict[str, dict[str, TensorMeta | None]]:
     """State of each parameter in the checkpoint: tensors, and None for plain values; subclasses by their own name."""
     found: dict[str, dict[str, TensorMeta | None]] = {}
+    members = {full for full, record in manifest.values.items() if record["kind"] == "member"}
     for meta in manifest.tensors:
-        if meta.name.startswith(f"{key}/") and meta.name.count("/") == 2:
-            _, name, field_ = meta.name.partition("#")[0].split("/")
-            found.setdefault(name, {})[field_] = meta
+        full, _, field_ = meta.name.rpartition("/")  # names of parameters may hold any character, those of state do not
+        if full in members and full.startswith(f"{key}/"):
+            found.setdefault(full, {})[field_.partition("#")[0]] = meta
     for full, record in manifest.values.items():
         if record["kind"] == "option" and full.startswith(f"{key}/"):
-            _, name, field_ = full.split("/", 2)
-            found.setdefault(name, {})[field_] = None
+            member, _, field_ = full.rpartition("/")
+            found.setdefault(member, {})[field_] = None
     return found
 
 
