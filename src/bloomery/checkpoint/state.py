@@ -24,6 +24,7 @@ from bloomery.checkpoint.tree import decode, encode
 from bloomery.core.errors import CheckpointError
 from bloomery.core.hashing import hash64
 
+EXTRA = "_extra_state"  # what PyTorch calls the extra state of a module
 SMALL = 64 << 10  # bytes of a tensor outside modules that is compared across ranks
 
 
@@ -206,7 +207,7 @@ def _want_module(
         if not isinstance(value, torch.Tensor):
             if record := _record(full, "extra", manifest, wanted):
                 tree = _tree(full, record, value, manifest, wanted, rank, world, cast)
-                owner = unwrap(module).get_submodule(name.rpartition(".")[0])
+                owner = unwrap(module).get_submodule(name.removesuffix(EXTRA).rstrip("."))
                 wanted.finish.append(lambda owner=owner, tree=tree: owner.set_extra_state(tree()))  # type: ignore[misc]
             continue
         classes: dict[str, Any] = {}
@@ -220,6 +221,9 @@ def _want_module(
             kept |= dict.fromkeys(_memory(tensor), source)
             _want_tensor(inner, tensor, manifest, wanted, cast)
         _check_classes(classes, manifest, wanted)
+        if name.endswith(EXTRA):  # its tensor may be made anew at every call
+            owner = unwrap(module).get_submodule(name.removesuffix(EXTRA).rstrip("."))
+            wanted.finish.append(lambda owner=owner, value=value: owner.set_extra_state(value))  # type: ignore[misc]
 
 
 def _check_classes(classes: Mapping[str, Any], manifest: Manifest, wanted: Wanted) -> None:
