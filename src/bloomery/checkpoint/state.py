@@ -383,6 +383,7 @@ def _tree(
         wanted.claimed |= {meta.name for meta in manifest.tensors if meta.name.startswith(f"{name}/")}
     present = encode(name, like, rank, world).tensors if like is not None else {}
     made: dict[str, Any] = {}
+    of_parts = tuple(f"{path}/" for path in parts)
 
     def tensor(path: str) -> Any:
         if path in made:
@@ -392,7 +393,8 @@ def _tree(
             raise CheckpointError(f"damaged checkpoint: {path} is named but not stored")
         here = present.get(path)
         fits = here is not None and (global_shape(here), dtype_name(local(here).dtype)) == (meta.shape, meta.dtype)
-        keep = here is not None and (fits or record["kind"] == "value")  # a Stateful may take another size
+        resizable = record["kind"] != "value" or path.startswith(of_parts)  # a Stateful and rows may take another size
+        keep = here is not None and (fits or not resizable)
         made[path] = here if keep else torch.empty(meta.shape, dtype=dtype_named(meta.dtype))
         _want_tensor(path, made[path], manifest, wanted, cast)
         return made[path]
