@@ -77,11 +77,13 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
             tensor that has no defined bytes.
     """
     data, shape = local(value), global_shape(value)
-    _check(data, name)
+    check_bytes(data, name)
     if isinstance(value, Shard):
         box = Box(tuple(int(n) for n in value.offsets), tuple(data.shape))
         if len(box.start) != len(shape) or data.ndim != len(shape):
             raise CheckpointError(f"shard of {name} has {data.ndim} axes, the tensor {len(shape)}")
+        if any(a < 0 or a + n > m for a, n, m in zip(box.start, box.size, shape, strict=True)):
+            raise CheckpointError(f"shard {box} of {name} leaves its shape {list(shape)}")
         return [Piece(box, data)] if box.volume else []
     if isinstance(value, FlatShard):
         begin, end = value.begin, value.begin + data.numel()
@@ -141,7 +143,8 @@ def dtype_named(name: str) -> torch.dtype:
     return found
 
 
-def _check(data: torch.Tensor, name: str) -> None:
+def check_bytes(data: torch.Tensor, name: str) -> None:
+    """Refuse a tensor that has no defined bytes, or none at all."""
     if data.is_quantized or data.layout is not torch.strided:
         fix = "save int_repr() with its scales, or to_dense()"
         raise CheckpointError(f"{name} is a {'quantised' if data.is_quantized else 'sparse'} tensor", fix=fix)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloomery.checkpoint.layout import Tensorlike, bits, dtype_name, dtype_named, global_shape, is_tensor, local
+from bloomery.checkpoint.layout import Tensorlike, bits, check_bytes, dtype_name, dtype_named, global_shape, is_tensor, local
 from bloomery.checkpoint.manifest import Manifest, TensorMeta
 from bloomery.checkpoint.tree import decode, encode
 from bloomery.core.errors import CheckpointError
@@ -161,6 +161,7 @@ def _add(flat: Flat, name: str, value: Any, kind: str, rank: int, world: int) ->
     flat.values |= {path: {"kind": "part", "tree": part} for path, part in encoded.values.items()}
     flat.values[name] = {"kind": kind, "tree": tree}
     for path, tensor in encoded.tensors.items():  # what every rank has must be one value: a generator's state is not
+        check_bytes(local(tensor), path)
         if type(tensor) is torch.Tensor and tensor.numel() * tensor.element_size() <= SMALL:
             same = hash64(bits(tensor.detach()).cpu().contiguous().numpy().tobytes())
             flat.values[f"{path}#"] = {"kind": "same", "digest": f"{same:016x}"}
@@ -240,7 +241,10 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
         wanted.missing.append(name)
         return
     wanted.claimed.add(meta.name)
-    shape, dtype = global_shape(tensor), dtype_name(local(tensor).dtype)
+    data = local(tensor)
+    if any(n > 1 and step == 0 for n, step in zip(data.shape, data.stride(), strict=True)):
+        raise CheckpointError(f"{name} is an expanded view: its elements share memory", fix="load into a clone() of it")
+    shape, dtype = global_shape(tensor), dtype_name(data.dtype)
     if shape != meta.shape:
         wanted.wrong.append(f"{name} is {_size(meta.shape)} in the checkpoint, {_size(shape)} here")
         return
