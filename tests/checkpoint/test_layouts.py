@@ -153,4 +153,6 @@ def test_any_layout_to_any_layout_bit_for_bit(case: Any) -> None:
                 part = found[name]
                 data = part if isinstance(part, torch.Tensor) else part.data
                 assert torch.equal(raw(data), raw(region(full, layout[rank])))
-    assert checkpoint.verify(MemoryStorage("c", disk)).nbytes == sum(t.numel() * t.element_size() for t in fulls.values())
+    assert checkpoint.verify(MemoryStorage("c", disk)).nbytes == sum(
+        t.numel() * t.element_size() for t in fulls.values()
+    )

@@ -27,13 +27,13 @@ def disk() -> Disk:
 
 
 class Net(nn.Module):
-    def __init__(self, width: int = 4, tied: bool = False) -> None:
+    def __init__(self, width: int = 4, tied: bool = False, empty: int = 0) -> None:
         super().__init__()
         self.embed = nn.Embedding(5, width)
         self.norm = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 5, bias=False)
         self.gain = nn.Parameter(torch.tensor(1.5))  # a scalar
-        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.empty = nn.Parameter(torch.zeros(empty, 3))
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("scratch", torch.zeros(3), persistent=False)
         if tied:
@@ -64,6 +64,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
+def same_tree(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tree(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same_tree, a, b))
+    return type(a) is type(b) and a == b
+
+
 def put(disk: Disk, path: str = "c", **state: Any) -> MemoryStorage:
     checkpoint.save(MemoryStorage(path, disk), state)
     return MemoryStorage(path, disk)
@@ -86,7 +96,8 @@ def put(disk: Disk, path: str = "c", **state: Any) -> MemoryStorage:
     ],
 )
 def test_model_and_optimizer_come_back_into_new_ones(disk: Disk, kind: Any, options: Any, tied: bool) -> None:
-    model = Net(tied=tied)
+    empty = int(kind is torch.optim.Adafactor)  # which divides by the number of elements
+    model = Net(tied=tied, empty=empty)
     if kind is torch.optim.LBFGS:
         optimizer = kind(model.parameters(), lr=0.1)
 
@@ -102,14 +113,11 @@ def test_model_and_optimizer_come_back_into_new_ones(disk: Disk, kind: Any, opti
     optimizer.param_groups[0]["lr"] = 0.003
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     place = put(disk, model=model, optimizer=optimizer)
-    model2 = Net(tied=tied)
+    model2 = Net(tied=tied, empty=empty)
     optimizer2 = kind(model2.parameters(), lr=0.5, **options)
     checkpoint.load(place, {"model": model2, "optimizer": optimizer2})
     after = (model2.state_dict(), optimizer2.state_dict())
-    flat = [torch.utils._pytree.tree_flatten(state) for state in (before, after)]
-    assert str(flat[0][1]) == str(flat[1][1])
-    for a, b in zip(flat[0][0], flat[1][0], strict=True):
-        assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+    assert same_tree(before, after)
     assert (model2.head.weight is model2.embed.weight) == tied
 
 
@@ -122,7 +130,9 @@ def test_tied_weights_are_stored_once(disk: Disk) -> None:
 
 def test_a_tied_checkpoint_and_an_untied_model(disk: Disk) -> None:
     tied, model = put(disk, "tied", model=Net(tied=True)), Net()
-    with pytest.raises(CheckpointError, match=r"model/head\.weight is tied to model/embed\.weight in the checkpoint only"):
+    with pytest.raises(
+        CheckpointError, match=r"model/head\.weight is tied to model/embed\.weight in the checkpoint only"
+    ):
         checkpoint.load(tied, {"model": model})
     with pytest.raises(CheckpointError, match=r"model/head\.weight is tied to model/embed\.weight in the model only"):
         checkpoint.load(put(disk, model=model), {"model": Net(tied=True)})
@@ -378,7 +388,7 @@ def test_another_model_is_refused_with_the_differences(disk: Disk) -> None:
     refused(place, {"model": model}, "unexpected model/head.weight")
     report = checkpoint.load(place, {"model": model}, strict=False)
     assert report.unexpected == ["model/head.weight"]
-    refused(place, {"modle": Net(4)}, "missing modle/embed.weight (did you mean 'model/embed.weight'?)")
+    refused(place, {"modle": Net(4)}, "missing modle/gain (did you mean 'model/gain' or ")
     refused(place, {"step": 0}, "missing step")
 
 
@@ -401,9 +411,7 @@ def test_another_optimizer_is_refused(disk: Disk) -> None:
     groups = [{"params": [model.gain]}, {"params": [p for p in model.parameters() if p is not model.gain]}]
     grouped = put(disk, "groups", model=model, optimizer=torch.optim.AdamW(groups))
     swapped = torch.optim.AdamW(groups[::-1])
-    refused(
-        grouped, {"model": model, "optimizer": swapped}, "optimizer/gain is in parameter group 1 here, in 0 in the"
-    )
+    refused(grouped, {"model": model, "optimizer": swapped}, "optimizer/gain is in parameter group 1 here, in 0 in the")
     schedule = torch.optim.lr_scheduler.ConstantLR(sgd)
     refused(place, {"optimizer": schedule}, "optimizer is optimizer in the checkpoint, stateful here")
 
@@ -430,7 +438,7 @@ def test_state_of_each_rank_returns_to_its_rank_only(disk: Disk) -> None:
         ({"x": FlatShard(torch.ones(5), 2, (2, 3))}, "flat shard 2:7 of x leaves its 6 elements"),
         ({"x": FlatShard(torch.ones(2, 3), 0, (2, 3))}, "is not flat"),
         ({"x": Shard(torch.ones(2), (0, 0), (2, 3))}, "shard of x has 1 axes, the tensor 2"),
-        ({"x": Shard(torch.ones(2, 2), (0, 2), (2, 3))}, "[0:2, 2:4] leaves"),
+        ({"x": Shard(torch.ones(2, 2), (0, 2), (2, 3))}, "shard [0:2, 2:4] of x leaves its shape [2, 3]"),
         ({"x": Shard(torch.ones(2, 2), (0, 0), (2, 3))}, "x of shape [2, 3]: [0:2, 2:3] is held by no rank"),
         ({"x": np.array(["text"])}, "x is a NumPy array of <U4, which has no defined bytes"),
     ],

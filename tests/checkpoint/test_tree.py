@@ -21,7 +21,9 @@ arrays = st.sampled_from(["<f4", ">f8", "<i2", "|b1", "<u8", "<c16", "<f2"]).fla
         lambda shape: np.arange(math.prod(shape)).reshape(shape).astype(kind)
     )
 )
-scalars = st.sampled_from([np.float64, np.float32, np.int8, np.uint64, np.bool_, np.complex64]).map(lambda kind: kind(1))
+scalars = st.sampled_from([np.float64, np.float32, np.int8, np.uint64, np.bool_, np.complex64]).map(
+    lambda kind: kind(1)
+)
 numbers = st.integers() | st.floats() | st.booleans() | st.none() | st.just(-0.0)
 tensors = st.sampled_from([torch.arange(6).reshape(2, 3), torch.tensor(2.5), torch.zeros(0, 3)])
 leaves = numbers | words | st.binary(max_size=5) | arrays | scalars | tensors
@@ -108,11 +110,15 @@ def test_ranks_of_one_part_get_the_same_rows() -> None:
 def test_a_value_of_each_rank_returns_to_it_and_to_no_other_world() -> None:
     told = gathered([PerRank({"seed": rank, "state": torch.tensor([rank])}) for rank in range(3)])
     found = [decode("x", told.values, told.tensors.__getitem__, rank, 3) for rank in range(3)]
-    assert [(f.value["seed"], int(f.value["state"]), f.rank, f.world) for f in found] == [(r, r, r, 3) for r in range(3)]
+    assert [(f.value["seed"], int(f.value["state"]), f.rank, f.world) for f in found] == [
+        (r, r, r, 3) for r in range(3)
+    ]
     with pytest.raises(CheckpointError, match="x was saved by each of 3 ranks, and this run has 2"):
         decode("x", told.values, told.tensors.__getitem__, 0, 2)
 
 
 def test_a_tag_of_a_later_version_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"x holds '\$set', which this version does not know \(upgrade bloomery\)"):
+    with pytest.raises(
+        CheckpointError, match=r"x holds '\$set', which this version does not know \(upgrade bloomery\)"
+    ):
         decode("x", {"x": {"$set": []}}, {}.__getitem__)

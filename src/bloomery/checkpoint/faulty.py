@@ -1,8 +1,8 @@
 """Storage for tests: checkpoints in memory, and any storage with latency and with faults at a chosen operation.
 
-    disk = Disk()
-    checkpoint.save(MemoryStorage("run/step-1", disk), state)
-    checkpoint.save(FaultyStorage(MemoryStorage("run/step-2", disk), at=5, kind="ENOSPC"), state)  # raises StorageError
+disk = Disk()
+checkpoint.save(MemoryStorage("run/step-1", disk), state)
+checkpoint.save(FaultyStorage(MemoryStorage("run/step-2", disk), at=5, kind="ENOSPC"), state)  # raises StorageError
 """
 
 from __future__ import annotations

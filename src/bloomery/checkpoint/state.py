@@ -18,7 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloomery.checkpoint.layout import Tensorlike, bits, check_bytes, dtype_name, dtype_named, global_shape, is_tensor, local
+from bloomery.checkpoint.layout import (
+    Tensorlike,
+    bits,
+    check_bytes,
+    dtype_name,
+    dtype_named,
+    global_shape,
+    is_tensor,
+    local,
+)
 from bloomery.checkpoint.manifest import Manifest, TensorMeta
 from bloomery.checkpoint.tree import decode, encode
 from bloomery.core.errors import CheckpointError
@@ -242,6 +251,7 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
         return
     wanted.claimed.add(meta.name)
     data = local(tensor)
+    check_bytes(data, name)
     if any(n > 1 and step == 0 for n, step in zip(data.shape, data.stride(), strict=True)):
         raise CheckpointError(f"{name} is an expanded view: its elements share memory", fix="load into a clone() of it")
     shape, dtype = global_shape(tensor), dtype_name(data.dtype)
