@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process: the room's `Comm` over a table and a barrier, for hundreds of layouts a minute."""
+"""Ranks that are threads of one process: the room's `Comm` over a table and a barrier."""
 
 from __future__ import annotations
 

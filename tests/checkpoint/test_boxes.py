@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -80,7 +81,7 @@ def layouts(draw: Any) -> tuple[tuple[int, ...], list[Box]]:
     if draw(st.booleans()):
         cuts = sorted(draw(st.lists(st.integers(0, math.prod(shape)), max_size=3)))
         edges = [0, *cuts, math.prod(shape)]
-        found = [box for a, b in zip(edges, edges[1:], strict=False) for box in flat_boxes(shape, a, b)]
+        found = [box for a, b in itertools.pairwise(edges) for box in flat_boxes(shape, a, b)]
     else:
         found = [whole(shape)]
         for axis, n in enumerate(shape):
@@ -118,7 +119,7 @@ def test_faults_are_those_of_counting(layout: tuple[tuple[int, ...], list[Box]])
     starts, sizes = arrays(found, len(shape))
     answers = [fault(shape, starts, sizes)]
     inside = all(
-        0 <= a and a + n <= m for box in found for a, n, m in zip(box.start, box.size, shape, strict=True)
+        a >= 0 and a + n <= m for box in found for a, n, m in zip(box.start, box.size, shape, strict=True)
     )  # fmt: skip
     if inside and found and shape:  # the path for grids knows every layout, that for flat ranges its own
         answers.append(boxes._grid_fault(np.array(shape), starts, sizes))

@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from simulated import SimulatedComm, agreed, together
+from simulated import SimulatedComm, agreed
 
 from bloomery import checkpoint
 from bloomery.checkpoint import FlatShard, Shard
 from bloomery.checkpoint.faulty import Disk, MemoryStorage
 from bloomery.checkpoint.layout import bits
 from bloomery.checkpoint.saving import Saver
-from bloomery.core.errors import CheckpointError
 
 DTYPES = [
     torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -266,8 +266,8 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
 
 
 def _want_optimizer(
-    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], manifest: Manifest, wanted: Wanted,
-    rank: int, world: int, cast: bool,
+    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], manifest: Manifest,
+    wanted: Wanted, rank: int, world: int, cast: bool,
 ) -> None:  # fmt: skip
     record = _record(key, "optimizer", manifest, wanted)
     if record is None:
