@@ -90,7 +90,7 @@ class Saver:
                 draft = to.begin(overwrite)
                 _check_room(to, plan)
         except Exception as error:
-            failed = error
+            failed = explained(error, to.path)
         try:
             ranks.agree(failed)
         except BaseException:
@@ -240,6 +240,8 @@ class _Write:
         manifest, table = Manifest(self.plan.tensors, _by_tensor(chunks), files, values, aliases, ranks, about).dump()
         with self.to.create(self.draft, TABLE) as file:
             write_all(file, memoryview(table))
+        if self.to.size(self.draft, TABLE) != len(table):
+            raise StorageError(f"{TABLE} is shorter than what was written", where=self.to.path)
         self.to.commit(self.draft, manifest, self.overwrite)
 
 
