@@ -391,6 +391,8 @@ def _read_window(
         count = to.read_into(name, begin, [buffer for buffer in buffers if len(buffer)])
     except FileNotFoundError:
         raise CheckpointError(f"damaged checkpoint: {name} is missing", where=to.path) from None
+    except OSError as error:
+        raise StorageError(f"{name} cannot be read: {error}", where=to.path) from error
     if count < length:
         what = f"damaged checkpoint: {name} ends at {begin + count} of {size} bytes"
         raise CheckpointError(what, where=to.path)
