@@ -310,6 +310,8 @@ def sweep(folder: Path) -> None:
         lock = folder / f".{name}.lock"
         if not lock.exists() or _is_dead(_told(lock)):
             shutil.rmtree(left, ignore_errors=True)
+    for lock in folder.glob(".*.lock"):
+        if _is_dead(_told(lock)):
             lock.unlink(missing_ok=True)
 
 
