@@ -1,7 +1,8 @@
 """What a program hands over, as named tensors and JSON values, and the way back.
 
     nn.Module       parameters and persistent buffers as <key>/<fully qualified name>; tied ones once
-    Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values
+    Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values; one
+                    that divides its state among ranks (ZeRO) holds FlatShards in `state`
     a Stateful      anything with state_dict() and load_state_dict(): schedulers, loaders, scalers
     a tensor, or plain values (see `tree`)
 
@@ -122,7 +123,7 @@ def _memory(tensor: torch.Tensor) -> list[Any]:
     return [id(tensor), view] if data.numel() else [id(tensor)]
 
 
-def _inner_tensors(name: str, tensor: torch.Tensor, values: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _inner_tensors(name: str, tensor: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A tensor itself; a quantised subclass as the tensors it is made of (PyTorch's `__tensor_flatten__`)."""
     data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
     if hasattr(data, "_local_tensor") or not hasattr(data, "__tensor_flatten__"):
@@ -143,7 +144,7 @@ def _flatten_optimizer(
         flat.values[f"{key}/{name}"] = {"kind": "member", "group": number}
         for field_, value in optimizer.state.get(parameter, {}).items():
             full = f"{key}/{name}/{field_}"
-            if isinstance(value, torch.Tensor):
+            if is_tensor(value):
                 for inner, tensor in _inner_tensors(full, value, flat.values):
                     flat.tensors[inner] = tensor
             else:
@@ -341,9 +342,9 @@ def _by_parameter(key: str, manifest: Manifest) -> dict[str, dict[str, TensorMet
     return found
 
 
-def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
+def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> Tensorlike:
     """Memory for a piece of optimiser state: what is there, else like the parameter, else a tensor of its own."""
-    if isinstance(old, torch.Tensor) and tuple(old.shape) == meta.shape:
+    if is_tensor(old) and global_shape(old) == meta.shape:
         return old
     if tuple(parameter.shape) == meta.shape:
         return torch.empty_like(parameter.detach(), dtype=dtype_named(meta.dtype))
