@@ -25,7 +25,8 @@ chance = random.Random(kills + replacing)
 CALLS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.listdir"}
 
 def state(step):
-    return {"weights": torch.full((300_000,), float(step)), "moments": [torch.full((7,), float(step))] * 3, "step": step}
+    moments = [torch.full((7,), float(step)) for _ in range(3)]
+    return {"weights": torch.full((300_000,), float(step)), "moments": moments, "step": step}
 
 def write(begin, out, after_calls):
     calls = 0
