@@ -56,7 +56,8 @@ class Layout:
         if name == "ddp":
             self.model = nn.parallel.DistributedDataParallel(self.bare)
         elif name in ("fsdp", "hsdp"):
-            mesh = init_device_mesh("cpu", (world,) if name == "fsdp" else (2, 2))
+            shape, names = ((world,), ("shard",)) if name == "fsdp" else ((2, 2), ("replica", "shard"))
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
             for module in [*self.bare.children(), self.bare]:
                 fully_shard(module, mesh=mesh)
         elif name in ("tp", "fsdp_tp"):
