@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, DataError
-from bloomery.corpus.interleaved.edits import image_bytes, images_of, remove_images
+from bloomery.corpus.interleaved.flat_images import image_bytes, images_of, remove_images
 from bloomery.corpus.interleaved.images import FORMATS
 from bloomery.corpus.interleaved.pixels import decoded
 from bloomery.corpus.steps import Plan, Step, drop

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, nearest
 from bloomery.core.hashing import digest
-from bloomery.corpus.interleaved.edits import replace_parts
+from bloomery.corpus.interleaved.flat_images import replace_parts
 from bloomery.corpus.interleaved.image_header import KINDS, image_header
 from bloomery.corpus.interleaved.parts import Part, parts_of
 from bloomery.corpus.steps import Plan, Step
