@@ -204,11 +204,11 @@ def _load_images(fields: dict[str, Any], where: str = "") -> Any:
 
     own = {f.name for f in dataclasses.fields(LoadImages)} - {"source"}
     rest = {name: value for name, value in fields.items() if name not in own}
-    source = None
+    source: Any = None
     if rest:
         source = decode(FolderImages if "folder" in rest else WebImages, rest, where=f"{where} LoadImages".strip())
-    step = decode(LoadImages, {"source": source, **{k: v for k, v in fields.items() if k in own}}, where=where)
-    return step
+    step = decode(LoadImages, {"source": None, **{k: v for k, v in fields.items() if k in own}}, where=where)
+    return dataclasses.replace(step, source=source)
 
 
 def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:

@@ -46,7 +46,7 @@ class ImageShape(Step):
     html_aspect: float = 2.0
     paper_aspect: float = 3.0
     formats: Sequence[str] | None = FORMATS
-    banned: Sequence[str] = ()
+    banned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.min_side <= self.max_side:

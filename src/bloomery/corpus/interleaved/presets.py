@@ -25,6 +25,7 @@ from bloomery.corpus.interleaved.image_filters import PAPERS, Classifier, ImageS
 from bloomery.corpus.interleaved.image_hash import HashImages
 from bloomery.corpus.interleaved.images import ImageSource, LoadImages
 from bloomery.corpus.interleaved.paragraph_rules import ParagraphRules
+from bloomery.corpus.pii import ReplacePII
 from bloomery.corpus.refinedweb.language import FastTextLanguage
 from bloomery.corpus.refinedweb.pages import (
     AlphabeticWords,
@@ -87,8 +88,9 @@ def mint1t(
     those of another language, and those that break the rules of RefinedWeb and Gopher for whole documents. Images are
     loaded and judged by shape; those that cannot be had, the too frequent and the repeated lose their place. Last come
     duplicates of text (13-grams in a Bloom filter), so that no document is missed for the sake of one that had no image
-    left. Not the paper's: the order of the last two, near duplicates of images (`distance=None` leaves them out), and
-    OBELICS' last step, which joins neighbouring texts and asks for a text and an image.
+    left; in what stays, e-mail and IP addresses are replaced. Not the paper's: the order of the last two, near
+    duplicates of images (`distance=None` leaves them out), and OBELICS' last step, which joins neighbouring texts and
+    asks for a text and an image.
 
     Args:
         images: where images come from, such as `web.image_fetch.WebImages`; None = those that documents carry already.
@@ -123,6 +125,7 @@ def mint1t(
         ImageCount(1, ANY),
         *bloom_dedup(min_ngram=13, max_ngram=13, threshold=0.8, rate=0.01, shards=shards),
         FinalProcessing(),
+        ReplacePII(),
     ]
 
 
