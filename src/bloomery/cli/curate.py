@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,11 @@ REFINEDWEB = (
     "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
     "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
 )  # fmt: skip
+INTERLEAVED = (
+    "CutFrequentImages", "CutFrequentLines", "CutImages", "DocumentRules", "FinalProcessing", "HashImages",
+    "ImageAddressBan", "ImageAddressDedup", "ImageCount", "ImageDedup", "ImageSetDedup", "ImageShape", "ImageTokens",
+    "LineDedup", "LoadImages", "ParagraphRules", "PhraseDedup", "UrlDedup",
+)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
 KNOWN = (
     *DEFAULT,
@@ -29,7 +36,9 @@ KNOWN = (
     "CutParagraphs",
     "BalancedSample",
     "Decontaminate",
+    "ReplacePII",
     *REFINEDWEB,
+    *INTERLEAVED,
 )
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
@@ -43,9 +52,10 @@ Example:
   bloomery curate crawl/ corpus/ --recipe dclm --model classifier.bin --keep 0.1
   bloomery curate crawl/ corpus/ --steps steps.yaml
   bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
+  bloomery curate crawl/ papers/ corpus/ --recipe mint1t --image-cache images/
   bloomery curate crawl/ corpus/ --plan
 
-`--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
+`--steps` takes a file of ours, or DCLM's and OBELICS' own configurations, unchanged:
 
 steps.yaml:
   steps:
@@ -71,21 +81,29 @@ class Options:
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
     recipe: str = ""
-    """A whole pipeline by name instead: refinedweb, dclm or gopher."""
+    """A whole pipeline by name instead: refinedweb, dclm, gopher; mint1t or obelics for text with images."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
-    """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    """fastText language model for a recipe, or for DCLM's and OBELICS' own files, such as lid.176.bin."""
+    word_lists: Path | None = None
+    """JSON file of word lists for the recipe obelics and OBELICS' own file, such as {"common_words": […]}."""
+    interleaved: bool = False
+    """Read pages as text and images in their order; mint1t and obelics do."""
+    image_cache: Path | None = None
+    """mint1t and obelics: fetch images from the web and keep them in this folder."""
+    image_folder: Path | None = None
+    """mint1t and obelics: take images from this folder instead, laid out as HOST/PATH."""
     engine: Literal["inline", "processes", "ray"] = "processes"
     """Run in this process, in a pool, or on Ray; the output is the same."""
     workers: int | None = None
     """Units of work at a time; default: all CPUs."""
     address: str | None = None
     """Of a running Ray cluster; without it `--engine ray` starts a local one."""
-    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] = "parquet"
-    """Of the survivors."""
+    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "obelics.parquet", "tar"] = "parquet"
+    """Of the survivors; the last two are the layouts of OBELICS and MINT-1T."""
     plan: bool = False
     """Only say what the run would take: documents, memory, disk, time."""
     force: bool = False
@@ -106,7 +124,6 @@ def main(argv: Sequence[str]) -> int:
     if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
         raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
     from bloomery import corpus
-    from bloomery.web import read_documents
 
     *inputs, output = options.paths
     steps = _steps(options)
@@ -124,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
         engine=options.engine,
         workers=options.workers,
         address=options.address,
-        read=read_documents,
+        read=_reader(options),
         format=options.format,
         resume=options.resume,
         force=options.force,
@@ -139,27 +156,78 @@ def main(argv: Sequence[str]) -> int:
 
 def _steps(options: Options) -> list[Any]:
     """The steps that the options ask for."""
+    if (options.image_cache or options.image_folder) and not _is_interleaved(options):
+        raise ConfigError("images belong to --recipe mint1t or obelics", fix="in a file: LoadImages: {cache: FOLDER}")
     if options.recipe:
         from bloomery.corpus.presets import preset
 
         fields: dict[str, Any] = {}
+        if _is_interleaved(options):
+            fields["images"] = _image_source(options)
         if options.language_model:
             fields["language_model"] = options.language_model
+        if options.word_lists:
+            fields["lists"] = _word_lists(options.word_lists)
         if options.model:
             fields |= {"scorer": _load_scorer(options.model), "keep": options.keep}
         return preset(options.recipe, **fields)
     if options.steps:
-        return load_steps(options.steps, options.language_model)
+        return load_steps(options.steps, options.language_model, options.word_lists)
     return [make_step(name) for name in options.use or DEFAULT]
 
 
-def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
-    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a file of DCLM's."""
+def _is_interleaved(options: Options) -> bool:
+    from bloomery.corpus.presets import INTERLEAVED as RECIPES
+
+    return options.recipe in RECIPES
+
+
+def _reader(options: Options) -> Any:
+    from bloomery.web import read_documents
+
+    if not (options.interleaved or _is_interleaved(options)):
+        return read_documents
+    from bloomery.corpus.interleaved.presets import BATCH_ROWS
+
+    return functools.partial(read_documents, extract="interleaved", batch_rows=BATCH_ROWS)
+
+
+def _image_source(options: Options) -> Any:
+    if (options.image_cache is None) == (options.image_folder is None):
+        raise ConfigError(
+            f"--recipe {options.recipe} needs one place for images",
+            fix="--image-cache FOLDER fetches them from the web, --image-folder FOLDER takes what lies there",
+        )
+    name = "cache" if options.image_cache else "folder"
+    return _load_images({name: str(options.image_cache or options.image_folder)}).source
+
+
+def _load_images(fields: dict[str, Any], where: str = "") -> Any:
+    """`LoadImages` with a source: `cache: FOLDER` and fields of `WebImages`, or `folder: FOLDER`; else none."""
+    from bloomery.corpus.interleaved.images import FolderImages, LoadImages
+    from bloomery.web.image_fetch import WebImages
+
+    own = {f.name for f in dataclasses.fields(LoadImages)} - {"source"}
+    rest = {name: value for name, value in fields.items() if name not in own}
+    source: Any = None
+    if rest:
+        source = decode(FolderImages if "folder" in rest else WebImages, rest, where=f"{where} LoadImages".strip())
+    step = decode(LoadImages, {"source": None, **{k: v for k, v in fields.items() if k in own}}, where=where)
+    return dataclasses.replace(step, source=source)
+
+
+def load_steps(file: Path, language_model: Path | None = None, word_lists: Path | None = None) -> list[Any]:
+    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a published file."""
     if _is_upstream(file):
         from bloomery.corpus.refinedweb.upstream_yaml import load
 
         return load(file, language_model=language_model)
     values = load_yaml(file)
+    if any(str(key).startswith("cond_check_") for key in values):  # OBELICS' filters
+        from bloomery.corpus.interleaved.filter_yaml import load as load_filters
+
+        lists = _word_lists(word_lists) if word_lists else None
+        return load_filters(file, lists=lists, language_model=language_model)
     for key in values:
         if key != "steps":
             raise ConfigError(f"unknown field {key!r}", where=file, fix=nearest(key, ["steps"]))
@@ -179,6 +247,12 @@ def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
     return made
 
 
+def _word_lists(file: Path) -> Any:
+    from bloomery.corpus.interleaved import WordLists
+
+    return WordLists.load(file)
+
+
 def _is_upstream(file: Path) -> bool:
     """Whether the file is a list of sources, as DCLM's own configurations are."""
     try:
@@ -195,6 +269,11 @@ def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") 
         raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
     if name == "Score":
         return corpus.Score(_scorer(fields or {}, where))
+    if name == "LoadImages":
+        return _load_images(fields or {}, where)
+    if name in INTERLEAVED:
+        home = importlib.import_module("bloomery.corpus.interleaved")
+        return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
     home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
     return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
 
