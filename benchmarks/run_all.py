@@ -24,6 +24,7 @@ PEERS = {
     "crawl": True,
     "curate": True,
     "dedup": True,
+    "substrings": True,
     "memory": False,
     "pretrain": False,
     "generate": False,

@@ -27,6 +27,8 @@ KNOWN = (
     "Split",
     "BloomDedup",
     "CutParagraphs",
+    "SubstringDedup",
+    "CutSubstrings",
     "BalancedSample",
     "Decontaminate",
     *REFINEDWEB,

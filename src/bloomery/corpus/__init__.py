@@ -22,6 +22,7 @@ _HOME = {
     "quality": ("LinearScorer", "Score", "Scorer"),
     "fasttext_bin": ("FastTextScorer",),
     "bloom_dedup": ("BloomDedup", "CutParagraphs"),
+    "substring_dedup": ("CutSubstrings", "SubstringDedup"),
     "decontaminate": ("Decontaminate",),
     "balanced": ("BalancedSample",),
     "ngram_lm": ("NGramModel",),

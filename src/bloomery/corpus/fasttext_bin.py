@@ -17,6 +17,7 @@ import numpy as np
 from bloomery.core.errors import ConfigError, DataError, nearest
 from bloomery.core.hashing import file_digest
 from bloomery.corpus.fasttext_file import HIERARCHICAL, SOFTMAX, FastTextFile, Matrix, read
+from bloomery.corpus.words import ranges
 
 EOS = b"</s>"
 LABEL_PREFIX = b"__label__"
@@ -62,7 +63,7 @@ class FastTextModel:
         keep = is_word[tokens]
         tokens, line_of = tokens[keep], line_of[keep]
         lengths = np.diff(offsets)[tokens]
-        ids = flat[_ranges(offsets[tokens], lengths)]
+        ids = flat[ranges(offsets[tokens], lengths)]
         owners = np.repeat(line_of, lengths)
         if self.args.word_ngrams > 1 and len(tokens):
             hashes = fnv1a(unique)[tokens]
@@ -307,14 +308,6 @@ def _by_owner(values: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.nd
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
     return np.concatenate(values)[order], owner[order]
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The integers of every range [start, start + length), concatenated."""
-    ends = np.cumsum(lengths)
-    within: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-    within += np.repeat(starts, lengths)
-    return within
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
