@@ -29,8 +29,8 @@ BATCH_CHARS = 1 << 20  # text tokenised at a time
 class FastTextModel:
     """A supervised fastText model, ready to predict. `labels` are in the file's order (most frequent first)."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.file = read(path)
+    def __init__(self, path: Path | str | FastTextFile) -> None:
+        self.file = path if isinstance(path, FastTextFile) else read(path)
         self.path, self.args = self.file.path, self.file.args
         self.labels = [label.decode("utf-8", "replace") for label in self.file.labels]
         self._label_tokens = set(self.file.labels)
@@ -51,7 +51,7 @@ class FastTextModel:
 
     def features(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Input rows of each text, concatenated, and how many there are of each: (ids, counts), both int64."""
-        lines = [_tokens(text) for text in texts]
+        lines = [split_tokens(text) for text in texts]
         flat_tokens = list(chain.from_iterable(lines))
         unique = list(dict.fromkeys(flat_tokens))
         index = dict(zip(unique, range(len(unique)), strict=True))
@@ -172,7 +172,7 @@ class FastTextScorer:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """(texts,) float32."""
-        probabilities = self.model.predict([" ".join(text.strip().splitlines()) for text in texts])
+        probabilities = self.model.predict([one_line(text) for text in texts])
         positive = self.model.labels.index(self.positive_label)
         first, second = probabilities.T
         top = np.where(second >= first, 1, 0)  # the library's heap lets the later label win a tie
@@ -190,6 +190,11 @@ class FastTextScorer:
 
     def __reduce__(self) -> tuple[Any, ...]:  # a worker process maps the file again instead of receiving the matrix
         return (FastTextScorer.load, (self.model.path, self.positive_label, self.name))
+
+
+def one_line(text: str) -> str:
+    """What DCLM gives to its classifier: the text's lines joined by spaces."""
+    return " ".join(text.strip().splitlines())
 
 
 def fnv1a(tokens: Sequence[bytes]) -> np.ndarray:
@@ -292,7 +297,7 @@ def _table_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.where(x < -8, 0, np.where(x > 8, 1, grid[index])).astype(np.float32)
 
 
-def _tokens(text: str) -> list[bytes]:
+def split_tokens(text: str) -> list[bytes]:
     """fastText's tokens: split at ASCII white space and NUL, closed by an end-of-line token (or by one in the text)."""
     tokens = text.encode("utf-8", "replace").replace(b"\0", b" ").split()
     tokens.append(EOS)
