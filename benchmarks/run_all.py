@@ -25,6 +25,7 @@ PEERS = {
     "curate": True,
     "dedup": True,
     "substrings": True,
+    "quality": False,
     "memory": False,
     "pretrain": False,
     "generate": False,
