@@ -34,6 +34,8 @@ KNOWN = (
     "Split",
     "BloomDedup",
     "CutParagraphs",
+    "SubstringDedup",
+    "CutSubstrings",
     "BalancedSample",
     "Decontaminate",
     "ReplacePII",

@@ -23,6 +23,7 @@ _HOME = {
     "fasttext_bin": ("FastTextScorer",),
     "pii": ("ReplacePII",),
     "bloom_dedup": ("BloomDedup", "CutParagraphs"),
+    "substring_dedup": ("CutSubstrings", "SubstringDedup"),
     "decontaminate": ("Decontaminate",),
     "balanced": ("BalancedSample",),
     "ngram_lm": ("NGramModel",),

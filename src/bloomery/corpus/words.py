@@ -258,6 +258,14 @@ def rolling(hashes: np.ndarray, size: int) -> np.ndarray:
         power = np.uint64(int(power) ** 2 & 0xFFFFFFFFFFFFFFFF)
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers of every range [start, start + length), one after the other: int64."""
+    ends = np.cumsum(lengths)
+    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0)
+    numbers += np.repeat(starts - (ends - lengths), lengths)
+    return numbers
+
+
 def by_document(hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
     """Make equal hashes of different documents different: uint64."""
     salts = _mix(np.arange(1, int(document.max(initial=0)) + 2, dtype=np.uint64))

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from bloomery.core.errors import ConfigError
 from bloomery.corpus.bloom_dedup import bloom_dedup
+from bloomery.corpus.dedup import NearDedup
 from bloomery.corpus.filters import Language, Length, Repetition, Symbols
 from bloomery.corpus.quality import Score, Scorer
 from bloomery.corpus.refinedweb.language import FastTextLanguage
@@ -36,6 +38,7 @@ from bloomery.corpus.refinedweb.pages import (
 from bloomery.corpus.refinedweb.urls import CollapseNewlines, UrlBan, UrlRemoval
 from bloomery.corpus.selection import Select
 from bloomery.corpus.steps import Barrier, Step
+from bloomery.corpus.substring_dedup import substring_dedup
 
 
 def refinedweb(
@@ -108,6 +111,7 @@ def dclm(
     *,
     keep: float = 0.1,
     shards: int = 1,
+    dedup: Literal["bloom", "minhash"] = "bloom",
     language_model: Path | str | None = None,
     banned_domains: Path | str | None = None,
     banned_words: Sequence[Path | str] = (),
@@ -121,6 +125,8 @@ def dclm(
         keep: share of the documents that the score keeps, of the whole corpus. The published threshold, 0.018112, is
             the top tenth of DCLM's own pool and means nothing for another.
         shards: parts that are deduplicated alone; the reference uses 100 for its 240 trillion tokens.
+        dedup: "bloom", or what the paper compares it with (§4.3): near duplicates by MinHash (93 bands of 15 rows) and
+            then repeated substrings, as RefinedWeb did it; `shards` has no meaning there.
         language_model: see `refinedweb`, like all that follow.
         banned_domains: file of banned hosts.
         banned_words: files of words banned in addresses.
@@ -132,7 +138,12 @@ def dclm(
         banned_words=banned_words,
         strict_reference=strict_reference,
     )
-    steps += bloom_dedup(min_ngram=13, max_ngram=13, threshold=0.8, rate=0.01, shards=shards)
+    if dedup == "minhash":
+        steps += [NearDedup(threshold=0.8, ngram=5, hashes=1395, bands=93), *substring_dedup()]
+    elif dedup == "bloom":
+        steps += bloom_dedup(min_ngram=13, max_ngram=13, threshold=0.8, rate=0.01, shards=shards)
+    else:
+        raise ConfigError(f"dedup={dedup!r}", where="dclm", fix="bloom or minhash")
     if scorer is not None:
         steps += [Score(scorer), Select(f"score_{scorer.name}", fraction=keep)]
     return steps
