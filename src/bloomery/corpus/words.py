@@ -205,13 +205,13 @@ def hash_spans(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nda
     lengths = ends - starts
     eight = np.ndarray(len(data) - 7, dtype="<u8", buffer=data, strides=(1,))  # the 8 bytes from every position
     head = eight[starts] & WIDTHS[np.clip(lengths, 1, 8) - 1]
-    hashes = _mix(head ^ (lengths.astype(np.uint64) * FACTOR))
+    hashes = spread(head ^ (lengths.astype(np.uint64) * FACTOR))
     rest = np.flatnonzero((lengths > 8) & (lengths <= LONG))
     offset = 8
     while len(rest):
         left = lengths[rest] - offset
         chunk = eight[starts[rest] + offset] & WIDTHS[np.clip(left, 1, 8) - 1]
-        hashes[rest] = _mix(hashes[rest] * FACTOR + chunk)
+        hashes[rest] = spread(hashes[rest] * FACTOR + chunk)
         rest, offset = rest[left > 8], offset + 8
     for index in np.flatnonzero(lengths > LONG):
         hashes[index] = xxhash.xxh3_64_intdigest(data[starts[index] : ends[index]].data)
@@ -260,12 +260,12 @@ def rolling(hashes: np.ndarray, size: int) -> np.ndarray:
 
 def by_document(hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
     """Make equal hashes of different documents different: uint64."""
-    salts = _mix(np.arange(1, int(document.max(initial=0)) + 2, dtype=np.uint64))
+    salts = spread(np.arange(1, int(document.max(initial=0)) + 2, dtype=np.uint64))
     salted: np.ndarray = hashes ^ salts[document]
     return salted
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray) -> np.ndarray:
     """Spread every input bit over the output (the finaliser of splitmix64); works in place."""
     values ^= values >> np.uint64(30)
     values *= MIX1
