@@ -17,7 +17,24 @@ from bloomery.corpus.steps import DROP
 
 PIECES = [
     *["the", "The", "of", "and", "#", "...", "…", "•", "- a", "12", "é", "日本。", "🙂", "—", "a", "b c", "bc", "ab"],
-    *[" ", " ", " ", "\n", "\n", "\n\n", "\n\n\n", " \n", "\r\n", "\r", "\t", "\x0b", "\x1c", "\x85", "\u2028", "\u2029"],
+    *[
+        " ",
+        " ",
+        " ",
+        "\n",
+        "\n",
+        "\n\n",
+        "\n\n\n",
+        " \n",
+        "\r\n",
+        "\r",
+        "\t",
+        "\x0b",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\u2029",
+    ],
     *[".", "!", '."', "?)", "[1]", "[edit]", "x" * 70, "\u3000", "{", "cookie policy", "Lorem ipsum", "JavaScript"],
 ]
 documents = st.lists(
@@ -92,7 +109,9 @@ def measured(given: list[str], measure) -> list[dict[str, float]]:
 @settings(max_examples=150)
 def test_repetition_equals_its_definition(documents):
     rules = ((5, -1.0), (6, -1.0), (7, -1.0), (8, -1.0), (9, -1.0), (10, -1.0))  # so that all are counted exactly
-    found = measured(documents, lambda words, tokens: fineweb._repetition(words, tokens, ((2, 0), (3, 0), (4, 0)), rules))
+    found = measured(
+        documents, lambda words, tokens: fineweb._repetition(words, tokens, ((2, 0), (3, 0), (4, 0)), rules)
+    )
     for row, text in zip(found, documents, strict=True):
         for name, value in naive_repetition(text).items():
             assert row[name] == value, (name, text)
@@ -179,7 +198,9 @@ def test_c4_edits_lines_and_drops_pages():
     good = ["This is a line of prose.", "Does it stay? It does!", 'He said "yes, it does."', "Two more. And three."]
     bad = ["No end", "Too short.", "Trails off like this...", "Please enable Javascript here.", "We use cookies on it."]
     page = "\n".join([good[0], *bad, " " + good[1], *good[2:], "x" * 1_001 + " is a long word."])
-    batch = C4Quality()(from_texts([page, page + "\nLorem IPSUM dolor sit.", page + "\nint main() { return 0.", good[0]]))
+    batch = C4Quality()(
+        from_texts([page, page + "\nLorem IPSUM dolor sit.", page + "\nint main() { return 0.", good[0]])
+    )
     assert batch.column(DROP).to_pylist() == [None, "lorem ipsum", "curly bracket", "too few sentences"]
     assert texts(batch).to_pylist()[0] == "\n".join(good)
     assert texts(batch).to_pylist()[3] == good[0]
@@ -193,14 +214,21 @@ def test_without_the_rule_on_punctuation_a_line_stays():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("One. Two! Three?", 3), ("One", 1), ("It is 3.14 long.", 1), ('"So." (He said.) Left', 3), ("一。 二。", 2), ("...", 1)],
+    [
+        ("One. Two! Three?", 3),
+        ("One", 1),
+        ("It is 3.14 long.", 1),
+        ('"So." (He said.) Left', 3),
+        ("一。 二。", 2),
+        ("...", 1),
+    ],
 )
 def test_sentences_end_with_terminals(text, count):
     assert fineweb.count_sentences(text) == count
 
 
 def test_unknown_tokenizer_and_no_words_are_refused():
-    with pytest.raises(ConfigError, match="unknown tokenizer 'spacey'.*spacy"):
+    with pytest.raises(ConfigError, match=r"unknown tokenizer 'spacey'.*spacy"):
         C4Quality(tokenizer="spacey")
     with pytest.raises(ConfigError, match="1 or more"):
         GopherQuality(min_words=0)

@@ -3,8 +3,8 @@
     peer/bin/python tests/parity/datatrove_side.py whitespace|spacy < documents.json > decisions.json
 
 Documents are a JSON list of texts; decisions are, for every filter and text, [reason or "", the text after it]. With
-"whitespace", datatrove is given `str.split` and the sentences of `sentences`. Run as `… --golden tests/parity` it writes
-the decisions on the generated documents into datatrove_golden.json.
+"whitespace", datatrove is given `str.split` and the sentences of `sentences`. `--golden tests/parity` instead writes the
+decisions on the generated documents into datatrove_golden.json.
 """
 
 from __future__ import annotations
@@ -41,13 +41,33 @@ def generated(count: int = GENERATED, seed: int = 0) -> list[str]:
 
 
 STOPS = ["the", "be", "to", "of", "and", "that", "have", "with", "The", "THAT"]
-ODD = ["#", "...", "…", "12", "3.14", "—", "&", "•", "{x}", "e.g.", "don't", "U.S.", "naïve", "東京", "एक।", "[2]", "[edit]"]
+ODD = [
+    "#",
+    "...",
+    "…",
+    "12",
+    "3.14",
+    "—",
+    "&",
+    "•",
+    "{x}",
+    "e.g.",
+    "don't",
+    "U.S.",
+    "naïve",
+    "東京",
+    "एक।",
+    "[2]",
+    "[edit]",
+]
 PHRASES = ["lorem ipsum dolor", "enable Javascript now", "our cookie policy", "Terms of Use apply", "{ color: red }"]
 ENDS = [".", "!", "?", "...", "…", '."', ".”", "。", ":", "", ". [1]", ".[citation needed]", ". ", ".\r", ". (so.)"]
 
 
 def _document(rng: random.Random) -> str:
-    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, rng.choice([4, 9, 16])))) for _ in range(300)]
+    vocabulary = [
+        "".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, rng.choice([4, 9, 16])))) for _ in range(300)
+    ]
     stop, odd, end = rng.choice([0.01, 0.2, 0.4]), rng.choice([0, 0.02, 0.3]), rng.random()
     again, blank, bullets = rng.choice([0, 0.02, 0.1, 0.3]), rng.choice([0, 0.1, 0.6]), rng.choice([0, 0, 0.5, 0.95])
     width, phrases = rng.choice([2, 6, 14, 30]), rng.choice([0, 0, 0.02])

@@ -26,6 +26,7 @@ from bloomery.web.extract import full_text
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from datatrove_side import NAMES, digest, generated  # noqa: E402
+
 ROOT = HERE.parents[1]
 DATA = Path(os.environ.get("BLOOMERY_DATA", ROOT.parent / "shared" / "data"))
 PEER = Path(os.environ.get("BLOOMERY_PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,7 @@ from bloomery.cli.options import parse, print_json, print_rich
 from bloomery.core.config import decode, load_yaml
 from bloomery.core.errors import ConfigError, nearest
 
-REFINEDWEB = (
-    "AlphabeticWords", "BulletLines", "CollapseNewlines", "CounterLines", "EllipsisLines", "FastTextLanguage",
-    "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
-    "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
-)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
-KNOWN = (
-    *DEFAULT,
-    "Score",
-    "Select",
-    "Split",
-    "BloomDedup",
-    "CutParagraphs",
-    "BalancedSample",
-    "Decontaminate",
-    *REFINEDWEB,
-)
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
@@ -43,7 +26,8 @@ Example:
   bloomery curate crawl/ corpus/ --recipe dclm --model classifier.bin --keep 0.1
   bloomery curate crawl/ corpus/ --steps steps.yaml
   bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
-  bloomery curate crawl/ corpus/ --plan
+  bloomery curate crawl/ corpus/ --recipe fineweb --strict-reference
+  bloomery curate crawl/ corpus/ --plan --like sample/
 
 `--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
 
@@ -71,13 +55,17 @@ class Options:
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
     recipe: str = ""
-    """A whole pipeline by name instead: refinedweb, dclm or gopher."""
+    """A whole pipeline by name instead: refinedweb, dclm, gopher, c4 or fineweb."""
+    strict_reference: bool = False
+    """Decide in `--recipe` as the reference does, quirks included (see the page on curation)."""
+    tokenizer: Literal["whitespace", "spacy"] = "whitespace"
+    """What makes words in gopher, c4 and fineweb; with the strict reference and spaCy they are datatrove's decisions."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
-    """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    """fastText language model for recipes and DCLM's own files, such as lid.176.bin; otherwise py3langid decides."""
     engine: Literal["inline", "processes", "ray"] = "processes"
     """Run in this process, in a pool, or on Ray; the output is the same."""
     workers: int | None = None
@@ -88,6 +76,8 @@ class Options:
     """Of the survivors."""
     plan: bool = False
     """Only say what the run would take: documents, memory, disk, time."""
+    like: str | None = None
+    """Output folder (or address) of an earlier run, say of a sample: `--plan` takes its rates and survival."""
     force: bool = False
     """Run although the plan says that memory or disk will not do."""
     resume: bool = True
@@ -105,13 +95,20 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("needs inputs and an output folder", fix="bloomery curate IN… OUT")
     if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
         raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
+    if options.like and not options.plan:
+        raise ConfigError("--like is an earlier run for --plan", fix="add --plan")
+    if options.strict_reference and not options.recipe:
+        raise ConfigError("--strict-reference is for --recipe", fix="in a file, the steps have the field")
     from bloomery import corpus
     from bloomery.web import read_documents
 
     *inputs, output = options.paths
     steps = _steps(options)
     if options.plan:
-        needs = corpus.plan(steps, inputs, workers=options.workers)
+        from bloomery.corpus.inspection import load_report
+
+        like = load_report(options.like) if options.like else None
+        needs = corpus.plan(steps, inputs, workers=options.workers, like=like)
         if options.json:
             print_json(needs.to_dict())
         else:
@@ -142,7 +139,9 @@ def _steps(options: Options) -> list[Any]:
     if options.recipe:
         from bloomery.corpus.presets import preset
 
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"strict_reference": options.strict_reference}
+        if options.tokenizer != "whitespace":
+            fields["tokenizer"] = options.tokenizer
         if options.language_model:
             fields["language_model"] = options.language_model
         if options.model:
@@ -189,14 +188,30 @@ def _is_upstream(file: Path) -> bool:
 
 def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") -> Any:
     """One step by its name, with fields checked like any configuration."""
+    step = find_step(name)
+    if step is None:
+        known = [other for other in _offered() if find_step(other)]
+        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, known))
+    if name == "Score":
+        return step(_scorer(fields or {}, where))
+    return decode(step, fields or {}, where=f"{where} {name}".strip())
+
+
+def find_step(name: str) -> Any:
+    """The class of a step that `bloomery.corpus` or `corpus.refinedweb` offers (presets are made of them), or None."""
     from bloomery import corpus
 
-    if name not in KNOWN:
-        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
-    if name == "Score":
-        return corpus.Score(_scorer(fields or {}, where))
-    home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
-    return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
+    found = getattr(_offered()[name], name) if name in _offered() else None
+    parents = (corpus.Step, corpus.Barrier)
+    return found if isinstance(found, type) and issubclass(found, parents) and found not in parents else None
+
+
+def _offered() -> dict[str, Any]:
+    """Every name that the two packages offer, with the package; nothing is loaded for it."""
+    from bloomery import corpus
+    from bloomery.corpus import refinedweb
+
+    return {name: home for home in (corpus, refinedweb) for name in home.__all__}
 
 
 def _scorer(fields: dict[str, Any], where: str) -> Any:

@@ -16,6 +16,7 @@ ABOUT = """What a curation run dropped, why, with examples; survival of every st
 Example:
   bloomery inspect corpus/
   bloomery inspect corpus/ --html corpus.html
+  bloomery inspect s3://bucket/corpus
 """
 
 
@@ -23,8 +24,8 @@ Example:
 class Options:
     """What to look at."""
 
-    folder: Annotated[Path, Positional]
-    """Output folder of `bloomery curate`."""
+    folder: Annotated[str, Positional]
+    """Output folder of `bloomery curate`, or its address (s3://…)."""
     html: Path | None = None
     """Write a page to this file instead."""
     json: bool = False

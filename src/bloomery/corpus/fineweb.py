@@ -1,7 +1,7 @@
-"""The page rules of FineWeb (arXiv:2406.17557, §3): Gopher's, C4's and its own, as its pipeline, datatrove, applies them.
+"""FineWeb's page rules (arXiv:2406.17557, §3): Gopher's, C4's and its own, as its pipeline, datatrove, applies them.
 
-Left out: C4's bad words and its removal of repeated spans of three sentences. Every step decides as datatrove 0.9 does,
-in the same order of rules; a test runs the two side by side. Where datatrove has a quirk, `strict_reference=True` keeps
+Left out: C4's bad words and its removal of repeated spans of three sentences. Steps decide as those of datatrove 0.10
+do, in the same order of rules; a test runs the two side by side. Where datatrove has a quirk, `strict_reference=True` keeps
 it and the default does not; `GopherRepetition` and `GopherQuality` are always strict, because `filters.Repetition`,
 `Length` and `Symbols` are the same rules without quirks.
 
@@ -26,7 +26,17 @@ from bloomery.core.errors import ConfigError, nearest, require
 from bloomery.corpus.documents import texts, with_texts
 from bloomery.corpus.filters import STOP_WORDS, Measures, at_text, ellipses, ends_with, occurrences, ratio
 from bloomery.corpus.steps import Step, drop, drop_reasons
-from bloomery.corpus.words import FACTOR, Words, blocks, by_document, code_points, hash_spans, hash_words, rolling, spread
+from bloomery.corpus.words import (
+    FACTOR,
+    Words,
+    blocks,
+    by_document,
+    code_points,
+    hash_spans,
+    hash_words,
+    rolling,
+    spread,
+)
 
 Tokenizer = Literal["whitespace", "spacy"]
 TOKENIZERS = ("whitespace", "spacy")
@@ -163,12 +173,10 @@ def _prefix_hashes(tokens: Words) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])[place], inverses[place]
 
 
-def _copied(
-    tokens: Words, n: int, at: np.ndarray, keys: np.ndarray, size: np.ndarray, bound: np.ndarray
-) -> np.ndarray:
+def _copied(tokens: Words, n: int, at: np.ndarray, keys: np.ndarray, size: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Characters in n-grams seen before, left to right without overlap, by document; 0 where surely not above `bound`.
 
-    What is counted lies in words covered by n-grams that occur twice; only where those exceed the bound need it be done.
+    What is counted lies in words covered by n-grams that occur twice: only where those exceed the bound is it done.
     """
     result = np.zeros(tokens.documents)
     if not len(at):
@@ -355,7 +363,7 @@ class C4Quality(Step):
 
     Lines go that have a word of more than `max_word_length` characters, do not end in . ? ! or a quote (or end in an
     ellipsis), have fewer than `min_words` words, or speak of Javascript, cookies and policies; marks of citations are
-    deleted. A page with "lorem ipsum" or "{" in a line that is left, or with fewer than `min_sentences` sentences, goes.
+    deleted. A page goes that has "lorem ipsum" or "{" in a line that is left, or fewer than `min_sentences` sentences.
 
     Args:
         terminal_punctuation: whether lines must end in a terminal; FineWeb leaves this rule out.

@@ -9,8 +9,7 @@ from typing import Any
 from bloomery.core.errors import ConfigError, nearest
 from bloomery.corpus.steps import Barrier, Step
 
-_HOME = {"refinedweb": "refinedweb.presets", "dclm": "refinedweb.presets", "gopher": "refinedweb.presets"}
-PRESETS = tuple(_HOME)
+PRESETS = ("refinedweb", "dclm", "gopher", "c4", "fineweb")
 
 
 def preset(name: str, **options: Any) -> list[Step | Barrier]:
@@ -19,9 +18,11 @@ def preset(name: str, **options: Any) -> list[Step | Barrier]:
     Raises:
         ConfigError: no such pipeline, or an option that it does not have.
     """
-    if name not in _HOME:
+    if name not in PRESETS:
         raise ConfigError(f"unknown recipe {name!r}", where="recipe", fix=nearest(name, PRESETS))
-    make: Callable[..., list[Step | Barrier]] = getattr(importlib.import_module(f"bloomery.corpus.{_HOME[name]}"), name)
+    make: Callable[..., list[Step | Barrier]] = getattr(
+        importlib.import_module("bloomery.corpus.refinedweb.presets"), name
+    )
     try:
         return make(**options)
     except TypeError as error:
