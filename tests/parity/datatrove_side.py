@@ -3,8 +3,8 @@
     peer/bin/python tests/parity/datatrove_side.py whitespace|spacy < documents.json > decisions.json
 
 Documents are a JSON list of texts; decisions are, for every filter and text, [reason or "", the text after it]. With
-"whitespace", datatrove is given `str.split` and the sentences of `sentences`. `--golden tests/parity` instead writes the
-decisions on the generated documents into datatrove_golden.json.
+"whitespace", datatrove is given `str.split` and the sentences of `sentences`. `--golden tests/parity` instead writes
+its decisions on the generated documents into datatrove_golden.json.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Options:
     strict_reference: bool = False
     """Decide in `--recipe` as the reference does, quirks included (see the page on curation)."""
     tokenizer: Literal["whitespace", "spacy"] = "whitespace"
-    """What makes words in gopher, c4 and fineweb; with the strict reference and spaCy they are datatrove's decisions."""
+    """What makes words in gopher, c4 and fineweb; datatrove's decisions take spaCy and the strict reference."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1

@@ -1,8 +1,8 @@
 """FineWeb's page rules (arXiv:2406.17557, §3): Gopher's, C4's and its own, as its pipeline, datatrove, applies them.
 
 Left out: C4's bad words and its removal of repeated spans of three sentences. Steps decide as those of datatrove 0.10
-do, in the same order of rules; a test runs the two side by side. Where datatrove has a quirk, `strict_reference=True` keeps
-it and the default does not; `GopherRepetition` and `GopherQuality` are always strict, because `filters.Repetition`,
+do, in the same order of rules; a test runs the two side by side. Where it has a quirk, `strict_reference=True` keeps it
+and the default does not; `GopherRepetition` and `GopherQuality` are always strict, because `filters.Repetition`,
 `Length` and `Symbols` are the same rules without quirks.
 
 `tokenizer` says what a word is: "whitespace" (`str.split`, and a sentence ends with a word that ends in a sentence
@@ -56,6 +56,7 @@ SYMBOLS = (
     "3010-3011 FF05 FF08-FF09 FF0C FF11 FF1A-FF1B FF5E"
 )
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+CLOSING = "\"'”’»)]"
 SENTENCE_ENDS = (".", "?", "!", '"', "'")
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
@@ -112,7 +113,8 @@ class GopherRepetition(Step):
 def _repetition(
     words: Words, tokens: Words, top: tuple[tuple[int, float], ...], repeated: tuple[tuple[int, float], ...]
 ) -> Measures:
-    """The fractions of `GopherRepetition`; a `repeated_ngrams` one at most at its bound may be given as 0."""
+    """The fractions of `GopherRepetition`; one of `repeated_ngrams` may be 0 instead of anything at most at its bound,
+    and after a size above its own."""
     before = _characters_before(words.data)
     total = before[words.bounds[1:]] - before[words.bounds[:-1]]
     found: Measures = {"empty": total == 0}
@@ -141,11 +143,16 @@ def _repetition(
         size[has] = size_before[earliest[has] + n] - size_before[earliest[has]] + n - 1  # with a space between words
         found[f"top_{n}gram"] = ratio(size * most, total)
     hash_before, unshift = _prefix_hashes(tokens)
+    left = np.ones(words.documents, dtype=bool)
+    for n, bound in top:
+        left &= found[f"top_{n}gram"] <= bound
     for n, bound in repeated:
         at = _ngrams(tokens, n)
+        at = at[left[tokens.document[at]]]
         keys = by_document((hash_before[at + n] - hash_before[at]) * unshift[at], tokens.document[at])
         size = size_before[at + n] - size_before[at]
         found[f"repeated_{n}grams"] = ratio(_copied(tokens, n, at, keys, size, bound * total), total)
+        left &= found[f"repeated_{n}grams"] <= bound
     return found
 
 
@@ -436,14 +443,14 @@ def count_sentences(text: str, tokenizer: Tokenizer = "whitespace") -> int:
         with nlp.memory_zone():
             nlp.max_length = len(text) + 10
             return sum(1 for _ in nlp(text).sents)
-    ends = [match.end() for match in _sentence_end().finditer(text)]
-    return len(ends) + (not ends or bool(text[ends[-1] :].strip()))
+    terminals, end = _sentence_end()
+    return len(end.findall(text)) + (text.rstrip().rstrip(CLOSING)[-1:] not in terminals)
 
 
 @functools.cache
-def _sentence_end() -> re.Pattern[str]:
-    terminals = "".join(map(chr, _points(TERMINALS)))
-    return re.compile(rf"[{re.escape(terminals)}][\"'”’»)\]]*(?!\S)")
+def _sentence_end() -> tuple[frozenset[str], re.Pattern[str]]:
+    terminals = frozenset(map(chr, _points(TERMINALS)))
+    return terminals, re.compile(rf"[{re.escape(''.join(sorted(terminals)))}][{re.escape(CLOSING)}]*(?!\S)")
 
 
 # --------------------------------------------------------------------------------------------------- spans, characters

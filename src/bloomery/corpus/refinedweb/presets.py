@@ -158,7 +158,9 @@ def gopher(
             the paper has them, in `corpus.filters` (curly braces are ours, for code).
     """
     if tokenizer != "whitespace" and not strict_reference:
-        raise ConfigError(f"tokenizer={tokenizer!r}", where="gopher", fix="only datatrove's rules, the strict ones, use it")
+        raise ConfigError(
+            f"tokenizer={tokenizer!r}", where="gopher", fix="only datatrove's rules, the strict ones, use it"
+        )
     return [_language(language_model, strict_reference), *_gopher(tokenizer, strict_reference)]
 
 
