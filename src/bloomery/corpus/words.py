@@ -188,7 +188,9 @@ def _between_spaces(data: np.ndarray, bounds: np.ndarray, space: np.ndarray) -> 
 def _between(data: np.ndarray, low: str, high: str) -> np.ndarray:
     """Whether each byte is one of the ASCII characters `low` to `high` (lower ones wrap around)."""
     shifted = data - np.uint8(ord(low))
-    return np.less_equal(shifted, np.uint8(ord(high) - ord(low)), out=shifted.view(bool))
+    found: np.ndarray = shifted.view(bool)
+    np.less_equal(shifted, np.uint8(ord(high) - ord(low)), out=found)
+    return found
 
 
 def _mark_wide_spaces(data: np.ndarray, space: np.ndarray) -> None:
