@@ -15,6 +15,7 @@ _HOME = {
     "engine": ("plan", "run"),
     "report": ("Report",),
     "filters": ("Language", "Length", "Repetition", "Symbols"),
+    "fineweb": ("C4Quality", "FineWebQuality", "GopherQuality", "GopherRepetition"),
     "code_filters": ("CodeFormat", "CodeShape"),
     "repository": ("read_repositories",),
     "fim": ("FillInTheMiddle", "fim_prompt"),
