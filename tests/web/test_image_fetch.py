@@ -18,7 +18,7 @@ from PIL import Image
 
 from bloomery.core.errors import ConfigError, StorageError
 from bloomery.corpus.interleaved import Part, from_parts, parts_of
-from bloomery.corpus.interleaved.images import LoadImages, Missing
+from bloomery.corpus.interleaved.images import FetchImages, LoadImages, Missing
 from bloomery.corpus.steps import REMOVED
 from bloomery.web.image_cache import Entry, ImageCache, turn_of
 from bloomery.web.image_fetch import WebImages, opted_out
@@ -113,6 +113,16 @@ def test_everything_is_remembered_failures_too(site, reply, images):
     assert site.counts["/a.png"] == 2
 
 
+def test_prepared_images_are_not_asked_for_again(site, reply, images):
+    site.routes = {"/a.png": reply(png()), "/robots.txt": reply(b"")}
+    urls = [site.url("/a.png"), site.url("/gone.png"), "nonsense"]
+    batch = from_parts([[Part(ref=url) for url in urls]])
+    assert FetchImages(images())(batch) is batch
+    count = len(site.log)
+    assert images().get(urls) == [png(), Missing("not fetched: http_404"), Missing("not an address of the web")]
+    assert len(site.log) == count
+
+
 def test_passing_failures_are_tried_again_at_once(site, reply, images):
     calls = []
 
@@ -131,7 +141,7 @@ def test_a_silent_host_is_left_alone(images, site):
     assert {e.reason for e in source.get([f"{dead}/{n}" for n in range(3)])} == {"not fetched: refused_address"}
     dead = "http://127.0.0.1:1025"
     answers = source.get([f"{dead}/{n}.png" for n in range(8)])
-    assert [a.reason for a in answers] == ["not fetched: connect"] * 3 + ["not fetched: host_down"] * 5
+    assert [a.reason for a in answers] == ["not fetched: connect"] * 2 + ["not fetched: host_down"] * 6
 
 
 def test_a_host_is_asked_slowly_by_several_processes_together(site, reply, images, tmp_path):
