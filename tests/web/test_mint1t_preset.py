@@ -177,6 +177,10 @@ def test_steps_in_a_file(world, tmp_path, capsys):
     ]
     assert made[0].source.folder == Path("nowhere")
     assert made[0].formats == ("png",)
+    (tmp_path / "fetch.yaml").write_text("steps:\n  - LoadImages: {cache: c, retries: 0}\n  - ImageShape\n")
+    fetch, load, _ = curate.load_steps(tmp_path / "fetch.yaml")
+    assert (fetch.name, load.name) == ("FetchImages", "LoadImages")
+    assert fetch.source == load.source
     assert curate.make_step("LoadImages", {"cache": "c", "retries": 3, "max_pixels": 9}).source.retries == 3
     assert curate.make_step("LoadImages").source is None
     with pytest.raises(ConfigError, match="unknown field 'retrys' of WebImages"):
