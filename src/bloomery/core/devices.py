@@ -37,7 +37,7 @@ def pick_dtype(name: str | torch.dtype | None = None, device: torch.device | Non
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take; a very large number where it cannot be told (not Linux)."""
+    """Bytes of main memory that this process may still take; a very large number where the system does not say."""
     free = 1 << 62
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
