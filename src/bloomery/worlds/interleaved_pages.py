@@ -26,13 +26,13 @@ PAGES_PER_HOST = 25  # or a few more; all, where there are fewer
 SUBJECTS = ("the old miller", "a young painter", "the teacher of the school", "my neighbour", "the captain of the ship",
             "a traveller from the north", "the woman at the gate", "his brother", "the keeper of the garden",
             "a student of music", "the baker in our street", "their guest")  # fmt: skip
-VERBS = ("walked to", "looked at", "wrote about", "asked for", "came back to", "talked of", "thought about", "waited for",
-         "was afraid of", "had heard of", "dreamed of", "was told about")  # fmt: skip
+VERBS = ("walked to", "looked at", "wrote about", "asked for", "came back to", "talked of", "thought about",
+         "waited for", "was afraid of", "had heard of", "dreamed of", "was told about")  # fmt: skip
 OBJECTS = ("the river", "a bridge of stone", "the market", "an empty house", "the green hill", "a box of letters",
            "the church", "a map of the coast", "the lake", "an orchard", "the railway", "a wooden boat")  # fmt: skip
-TIMES = ("in the morning", "after the rain", "on the first day of the week", "before it was dark", "at the end of summer",
-         "when the others had left", "for the last time", "in the year of the flood", "as soon as he could",
-         "while it was snowing", "on the way home", "without a word")  # fmt: skip
+TIMES = ("in the morning", "after the rain", "on the first day of the week", "before it was dark",
+         "at the end of summer", "when the others had left", "for the last time", "in the year of the flood",
+         "as soon as he could", "while it was snowing", "on the way home", "without a word")  # fmt: skip
 
 _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # of a shape that reaches from -1 to 1
     "circle": lambda u, v: u**2 + v**2 < 1,

@@ -22,7 +22,8 @@ PREAMBLE = r"""% \input{nothing}
 \newcommand{\river}{the river}
 \newcommand{\place}[1]{the #1}
 """
-TABLE = r"""\begin{table}[t]\caption{Not a part of the text.}\begin{tabular}{ll}no & text\\ 1 & 2\end{tabular}\end{table}
+TABLE = r"""\begin{table}[t]\caption{Not a part of the text.}
+\begin{tabular}{ll}no & text\\ 1 & 2\end{tabular}\end{table}
 """
 END = r"""
 \begin{thebibliography}{9}\bibitem{one} Somebody. A book that is left out.\end{thebibliography}
