@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.core.errors import StorageError
-from bloomery.corpus.documents import from_texts, texts, with_column
+from bloomery.corpus.documents import from_texts, texts, with_column, with_texts
 from bloomery.corpus.readers import read_documents
-from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop
+from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop, removed_parts
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ class Halves(Step):
                 rows.append((f"{name}#0", url, " ".join(words[:30])))
                 rows.append((f"{name}#1", url, " ".join(words[30:])))
         return from_texts([row[2] for row in rows], [row[0] for row in rows], [row[1] for row in rows])
+
+
+@dataclass(frozen=True)
+class NoLongWords(Step):
+    """Takes out words of more than six letters, and says so as if they were parts."""
+
+    def __call__(self, batch):
+        words = [text.split() for text in texts(batch).to_pylist()]
+        batch = with_texts(batch, [" ".join(w for w in some if len(w) <= 6) for some in words])
+        return removed_parts(batch, [["long word"] * sum(len(w) > 6 for w in some) for some in words])
 
 
 @dataclass(frozen=True)

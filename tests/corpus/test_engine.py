@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich
+from rich.console import Console
 
 from bloomery.core import files
 from bloomery.core.errors import BloomeryError, ConfigError, DataError, EmptyError, StorageError
@@ -32,6 +33,7 @@ from bloomery.corpus import (
     run,
 )
 from bloomery.corpus.documents import texts
+from bloomery.corpus.steps import kept
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import the example steps by name
 import engine_steps
@@ -137,6 +139,28 @@ def test_the_report_accounts_for_every_document(expected):
     assert sum(documents for documents, _ in report.sources.values()) == report.documents_in
     assert sum(kept for _, kept in report.sources.values()) == report.documents_out
     assert {"host0.org", "host1.org", "host2.org", "part0.jsonl"} == set(list(report.sources)[:3]) | {"part0.jsonl"}
+
+
+def test_parts_that_a_step_takes_out_are_counted_and_leave_no_column(inputs, tmp_path, capsys):
+    long = [word for text in _texts_in(inputs) for word in text.split() if len(word) > 6]
+    for engine in ("inline", "processes"):
+        report = run([engine_steps.NoLongWords()], inputs, tmp_path / engine, engine=engine, workers=2, quiet=True)
+        assert report.steps[1].removed == {"long word": len(long)}
+        assert "parts: long word" in " ".join(_printed(report, capsys).split())
+    assert contents(tmp_path / "inline") == contents(tmp_path / "processes")
+    assert pq.read_schema(next((tmp_path / "inline").glob("*.parquet"))).names == ["id", "url", "parts", "meta"]
+    assert Report.load(tmp_path / "inline" / "report.json").steps[1].removed == report.steps[1].removed
+
+
+def _texts_in(folder: Path) -> list[str]:
+    return [
+        t for path in sorted(folder.iterdir()) for batch in read_documents(path) for t in texts(kept(batch)).to_pylist()
+    ]
+
+
+def _printed(report: Report, capsys) -> str:
+    Console(width=200).print(report.table())
+    return capsys.readouterr().out
 
 
 def test_dropped_documents_are_saved_with_their_reason(expected):

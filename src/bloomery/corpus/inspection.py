@@ -112,9 +112,8 @@ class Inspection:
         for step in self.report.steps:
             total = step.documents_in + step.split
             share = step.kept / total if total else 0.0
-            notes = ", ".join(
-                f"{key} {value}" for key, value in step.notes.items() if not isinstance(value, (list, dict))
-            )
+            told = {**step.notes, **{f"parts removed, {reason}:": count for reason, count in step.removed.items()}}
+            notes = ", ".join(f"{key} {value}" for key, value in told.items() if not isinstance(value, (list, dict)))
             steps.append({**vars(step), "share": share, "error_count": sum(step.errors.values()), "notes": notes})
         sources = sorted(self.report.sources.items(), key=lambda item: (-item[1][0], item[0]))[:SOURCES]
         page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE)

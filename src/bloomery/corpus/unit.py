@@ -24,7 +24,7 @@ from bloomery.corpus.documents import SCHEMA, texts, with_column
 from bloomery.corpus.readers import error_batch
 from bloomery.corpus.remote import Source, local_copy
 from bloomery.corpus.report import EXAMPLES, MAX_REASONS, MAX_SOURCES, Report, StepStats, add_capped
-from bloomery.corpus.steps import DROP, ERROR, Barrier, Step, drop_reasons, kept
+from bloomery.corpus.steps import DROP, ERROR, Barrier, Step, drop_reasons, kept, take_removed
 from bloomery.corpus.writers import ParquetWriter, writer
 
 HOST = r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
@@ -135,7 +135,9 @@ def _decided_batches(job: Job) -> Iterator[pa.RecordBatch]:
 def _run_step(step: Step, batch: pa.RecordBatch, stats: StepStats) -> pa.RecordBatch:
     stats.documents_in += batch.num_rows
     start = time.perf_counter()
-    result = _isolated(step, batch)
+    result, removed = take_removed(_isolated(step, batch))
+    for reason, count in removed.items():
+        add_capped(stats.removed, reason, count, MAX_REASONS)
     stats.seconds += time.perf_counter() - start
     if result.num_rows < batch.num_rows:
         raise DataError(
@@ -299,7 +301,7 @@ def _dry_run(segment: Segment, first: pa.RecordBatch) -> pa.Schema:
             break
         if missing:
             raise DataError(f"step {step.name} reads the column {missing[0]!r}, which these documents do not have")
-        batch = kept(step(batch))
+        batch = kept(take_removed(step(batch))[0])
         for name in step.writes:
             if name not in batch.schema.names:
                 raise DataError(f"step {step.name} declares that it writes {name!r} but does not")
