@@ -18,6 +18,7 @@ from bloomery.core.errors import require
 from bloomery.core.seeds import rng
 from bloomery.corpus.bytes_stream import EDGE, VOCAB_SIZE, ByteStream
 from bloomery.corpus.interleaved import Part
+from bloomery.recipes._mint1t_truth import Document
 from bloomery.worlds.interleaved_pages import SHAPES
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ GRID, LEVELS = 4, 8
 IMAGE_END = VOCAB_SIZE + GRID * GRID * LEVELS
 FIRST_WORD = IMAGE_END + 1
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-Document = list[Part]
 
 
 def vocabulary(documents: Sequence[Document]) -> dict[str, int]:
@@ -101,7 +100,7 @@ def word_after_image(
             if not len(places):
                 continue
             with torch.no_grad():
-                output = model(torch.from_numpy(window[:-1].copy())[None])
+                output = model(torch.from_numpy(window[:-1].copy()).to(model.head_weight.device)[None])
                 logits = (output.hidden[0, places] @ model.head_weight.T).float().cpu()
             truth = window[places + 1]
             best += int((logits.argmax(-1).numpy() == truth).sum())

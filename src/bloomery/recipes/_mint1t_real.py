@@ -36,6 +36,7 @@ MIN_PARAGRAPHS = 10  # of a PDF that are found; fewer say little about an order
 _WORD = re.compile(r"[^\W\d_]+")
 _FORMULA = re.compile(r"\$[^$]*\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.DOTALL)
 _ROLE = re.compile(r":[\w:]+:`~?([^`<]*)[^`]*`|`([^`<]+?)\s*<[^`]*>`_")
+_INCLUDE = re.compile(rb"\\(?:input|include)\b\s*(?:\{[^}]*\}|\S+)")
 _IMAGE = re.compile(r"^\s*\.\. (?:\|\w+\| )?(?:image|figure):: (\S+)", re.MULTILINE)
 
 Piece = list[str] | str  # the words of a paragraph, or the name of an image
@@ -206,3 +207,11 @@ def _row(name: str, beside: str, ours: Sequence[Piece], other: Sequence[Piece]) 
 def _cells(name: str, beside: str, found: Agreement, images: int) -> list[Any]:
     tau = "-" if found.tau is None else f"{found.tau:.3f}"
     return [name, beside, f"{found.found} of {found.paragraphs}", f"{images} of {found.images}", tau]
+
+
+def one_file(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The baseline for LaTeX: a paper's other sources one after the other by name, where its main file includes one."""
+    others = b"\n\n".join(text for name, text in sorted(files.items()) if name.endswith(".tex") and name != "main.tex")
+    head, _, tail = files["main.tex"].partition(b"\\maketitle")
+    sources = head + b"\\maketitle\n" + _INCLUDE.sub(b"", others) + _INCLUDE.sub(b"", tail)
+    return {name: data for name, data in files.items() if not name.endswith(".tex")} | {"main.tex": sources}
