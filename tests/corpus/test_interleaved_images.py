@@ -17,7 +17,7 @@ from PIL import Image
 
 from bloomery.core.errors import ConfigError, DataError
 from bloomery.corpus.interleaved import Part, from_parts, parts_of
-from bloomery.corpus.interleaved.edits import image_bytes, images_of, remove_images
+from bloomery.corpus.interleaved.flat_images import image_bytes, images_of, remove_images
 from bloomery.corpus.interleaved.image_filters import ImageShape, SafeImages
 from bloomery.corpus.interleaved.image_hash import HashImages
 from bloomery.corpus.interleaved.image_header import image_header

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.core.errors import ConfigError
-from bloomery.corpus.interleaved.edits import images_of, remove_images
+from bloomery.corpus.interleaved.flat_images import images_of, remove_images
 from bloomery.corpus.interleaved.images import DOCUMENT_IMAGES
 from bloomery.corpus.steps import Barrier, Plan, Step, decisions
 

@@ -1,6 +1,7 @@
 """Which images of a document stay: by size, shape, kind and address, and whether they are safe to show.
 
-`ImageShape` has the bounds of OBELICS and MINT-1T (arXiv 2306.16527, appendix A.1; arXiv 2406.11271, §3.2): sides of 150 to 20,000 pixels, the longer at most twice the shorter, three times in PDFs (figures of papers are wide).
+`ImageShape` has the bounds of OBELICS and MINT-1T (arXiv 2306.16527, appendix A.1; arXiv 2406.11271, §3.2): sides of
+150 to 20,000 pixels, the longer at most twice the shorter, three times in PDFs (figures of papers are wide).
 `SafeImages` takes any classifier; none comes with the library.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, DataError
-from bloomery.corpus.interleaved.edits import image_bytes, images_of, remove_images
+from bloomery.corpus.interleaved.flat_images import image_bytes, images_of, remove_images
 from bloomery.corpus.interleaved.images import FORMATS
 from bloomery.corpus.interleaved.pixels import decoded
 from bloomery.corpus.steps import Plan, Step, drop

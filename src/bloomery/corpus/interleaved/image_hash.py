@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from bloomery.corpus.interleaved.edits import image_bytes, images_of, remove_images, with_image_metas
+from bloomery.corpus.interleaved.flat_images import image_bytes, images_of, remove_images, with_image_metas
 from bloomery.corpus.interleaved.pixels import decoded
 from bloomery.corpus.steps import Step
 

@@ -22,12 +22,13 @@ import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, nearest
 from bloomery.core.hashing import digest
-from bloomery.corpus.interleaved.edits import replace_parts
+from bloomery.corpus.interleaved.flat_images import replace_parts
 from bloomery.corpus.interleaved.image_header import KINDS, image_header
 from bloomery.corpus.interleaved.parts import Part, parts_of
 from bloomery.corpus.steps import Plan, Step
 
 FORMATS = ("jpg", "jpeg", "png", "webp")
+AT_ONCE = 128  # images that a source is asked for together
 DOCUMENT_IMAGES, IMAGE_BYTES = 5, 50_000  # of an average document, for estimates
 
 
@@ -103,25 +104,28 @@ class LoadImages(Step):
     """Bytes for the images of a document that have none, and the header of all: size, format and SHA-256 as metadata.
 
     An image goes when the source does not have it, its format is not among `formats` (what the bytes say, not the
-    name), it has more than `max_pixels`, or the images before it have filled `document_bytes`. Nothing is decoded.
+    name), it has more than `max_pixels`, or the images before it have used up `document_images` or `document_bytes`.
+    Nothing is decoded.
 
     Args:
         source: None leaves images without bytes as "not fetched".
         formats: jpg, jpeg, png, webp, gif.
         max_pixels: width times height.
+        document_images: images of one document that are looked at.
         document_bytes: of all images of one document, encoded.
     """
 
     source: ImageSource | None
     formats: Sequence[str] = FORMATS
     max_pixels: int = 50_000_000
+    document_images: int = 100
     document_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         for name in self.formats:
             if name not in (*KINDS, "jpg"):
                 raise ConfigError(f"format {name!r}", where="LoadImages", fix=nearest(name, (*KINDS, "jpg")))
-        for name in ("max_pixels", "document_bytes"):
+        for name in ("max_pixels", "document_images", "document_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}", where="LoadImages", fix="1 or more")
 
@@ -136,18 +140,34 @@ class LoadImages(Step):
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The documents with their images."""
-        documents = list(parts_of(batch))
-        wanted = dict.fromkeys(
-            part.ref for parts in documents for part in parts if part.is_image and part.image is None and part.ref
-        )
-        found = dict(zip(wanted, self.source.get(list(wanted)), strict=True)) if self.source and wanted else {}
-        return replace_parts(batch, [self._document(parts, found) for parts in documents])
+        result: list[list[Part | str]] = []
+        waiting: list[list[Part]] = []
+        wanted: dict[str, None] = {}
+
+        def settle() -> None:
+            found = dict(zip(wanted, self.source.get(list(wanted)), strict=True)) if self.source and wanted else {}
+            result.extend(self._document(parts, found) for parts in waiting)
+            waiting.clear()
+            wanted.clear()
+
+        for parts in parts_of(batch):
+            images = [part for part in parts if part.is_image][: self.document_images]
+            absent = [part.ref for part in images if part.image is None and part.ref]
+            if len(wanted) + len(absent) > AT_ONCE:
+                settle()
+            waiting.append(parts)
+            wanted.update(dict.fromkeys(absent))
+        settle()
+        return replace_parts(batch, result)
 
     def _document(self, parts: list[Part], found: Mapping[str, bytes | Missing]) -> list[Part | str]:
-        size = 0
+        size = images = 0
         result: list[Part | str] = []
         for part in parts:
-            seen: Part | str = self._image(part, found) if part.is_image else part
+            images += part.is_image
+            seen: Part | str = part
+            if part.is_image:
+                seen = self._image(part, found) if images <= self.document_images else "too many images in the document"
             if isinstance(seen, Part) and seen.image is not None:
                 fits = size + len(seen.image) <= self.document_bytes
                 size += len(seen.image) if fits else 0
