@@ -61,7 +61,7 @@ def agreement(ours: Sequence[Piece], other: Sequence[Piece], by_name: bool = Fal
     seen, images = 0, list[tuple[str, float]]()
     for piece in other:
         if isinstance(piece, str):
-            images.append((piece, seen - 0.5))
+            images.append((piece, seen - 0.5 + 1e-6 * len(images)))  # between two words, images side by side in order
         else:
             seen += len(piece)
     names = [piece for piece in ours if isinstance(piece, str)]

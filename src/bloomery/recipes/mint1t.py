@@ -145,7 +145,7 @@ class Mint1T(Recipe):
 
     def steps(self, web: IllustratedWeb) -> list[Any]:
         """MINT-1T's steps for HTML. Images are compared by SHA-256 alone, as there: drawn shapes all look alike."""
-        from bloomery.corpus.interleaved.corpus_dedup import ImageSetDedup, line_dedup
+        from bloomery.corpus.bloom_dedup import bloom_dedup
         from bloomery.corpus.interleaved.document_rules import ImageAddressBan, ImageCount
         from bloomery.corpus.interleaved.final_processing import FinalProcessing
         from bloomery.corpus.interleaved.image_dedup import image_dedup
@@ -153,7 +153,7 @@ class Mint1T(Recipe):
         from bloomery.corpus.interleaved.images import GivenImages, LoadImages
 
         return [ImageCount(), ImageAddressBan(), LoadImages(GivenImages(web.images)), ImageShape(),
-                *image_dedup(distance=None), *line_dedup(), ImageSetDedup(), FinalProcessing()]  # fmt: skip
+                *image_dedup(distance=None), *bloom_dedup(), FinalProcessing()]  # fmt: skip
 
     def page_claims(self, found: Mapping[int, Any]) -> Iterator[Claim]:
         """The order is kept, what does not belong to the articles is gone, and little that does."""
@@ -365,7 +365,7 @@ class Mint1T(Recipe):
         """Reading in order teaches what an image is called."""
         asked = ", ".join(f"{r[INTERLEAVED]['asked']:,}" for r in found.values())
         return Claim(
-            statement="Who has read documents in order knows what an image is called; who has read them shuffled does not",
+            statement="Reading documents in order teaches what an image is called; reading them shuffled does not",
             paper="our own: the paper trains captioning models on its documents",
             ours={t: r[INTERLEAVED]["among"] for t, r in found.items()},
             baseline={t: r[SHUFFLED]["among"] for t, r in found.items()},
