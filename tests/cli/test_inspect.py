@@ -43,3 +43,17 @@ def test_a_page_that_nothing_can_escape_from(run, bloomery):
 def test_a_folder_without_a_run(refused):
     Path("empty").mkdir()
     assert "no report.json" in refused("inspect", "empty")
+
+
+def test_documents_to_read_from_every_layout(run, bloomery, refused):
+    for layout in ("parquet", "obelics.parquet", "tar"):
+        command = ["curate", "in", layout, "--use", "ExactDedup", "--engine", "inline", "--quiet", "--format", layout]
+        assert bloomery(*command)[0] == 0
+        code, out, _ = bloomery("inspect", layout, "--read", "read.html", "--documents", "2")
+        assert (code, out) == (0, "written: read.html\n")
+        page = Path("read.html").read_text()
+        assert "<script" not in page
+        assert f"<p>{TEXTS[0]}</p>" in page
+        assert page.count("<article") == 2
+    assert "no such file" in refused("inspect", "nowhere", "--read", "x.html")
+    assert "1 or more" in refused("inspect", run, "--read", "x.html", "--documents", "0")

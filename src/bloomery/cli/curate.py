@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,11 @@ REFINEDWEB = (
     "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
     "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
 )  # fmt: skip
+INTERLEAVED = (
+    "CutFrequentImages", "CutFrequentLines", "CutImages", "DocumentRules", "FinalProcessing", "HashImages",
+    "ImageAddressBan", "ImageAddressDedup", "ImageCount", "ImageDedup", "ImageSetDedup", "ImageShape", "ImageTokens",
+    "LineDedup", "LoadImages", "ParagraphRules", "UrlDedup",
+)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
 KNOWN = (
     *DEFAULT,
@@ -30,6 +37,7 @@ KNOWN = (
     "BalancedSample",
     "Decontaminate",
     *REFINEDWEB,
+    *INTERLEAVED,
 )
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
@@ -43,6 +51,7 @@ Example:
   bloomery curate crawl/ corpus/ --recipe dclm --model classifier.bin --keep 0.1
   bloomery curate crawl/ corpus/ --steps steps.yaml
   bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
+  bloomery curate crawl/ papers/ corpus/ --recipe mint1t --image-cache images/
   bloomery curate crawl/ corpus/ --plan
 
 `--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
@@ -71,21 +80,27 @@ class Options:
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
     recipe: str = ""
-    """A whole pipeline by name instead: refinedweb, dclm or gopher."""
+    """A whole pipeline by name instead: refinedweb, dclm, gopher; mint1t or obelics for text with images."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
     """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    interleaved: bool = False
+    """Read pages as text and images in their order; mint1t and obelics do."""
+    image_cache: Path | None = None
+    """mint1t and obelics: fetch images from the web and keep them in this folder."""
+    image_folder: Path | None = None
+    """mint1t and obelics: take images from this folder instead, laid out as HOST/PATH."""
     engine: Literal["inline", "processes", "ray"] = "processes"
     """Run in this process, in a pool, or on Ray; the output is the same."""
     workers: int | None = None
     """Units of work at a time; default: all CPUs."""
     address: str | None = None
     """Of a running Ray cluster; without it `--engine ray` starts a local one."""
-    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] = "parquet"
-    """Of the survivors."""
+    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "obelics.parquet", "tar"] = "parquet"
+    """Of the survivors; the last two are the layouts of OBELICS and MINT-1T."""
     plan: bool = False
     """Only say what the run would take: documents, memory, disk, time."""
     force: bool = False
@@ -106,7 +121,6 @@ def main(argv: Sequence[str]) -> int:
     if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
         raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
     from bloomery import corpus
-    from bloomery.web import read_documents
 
     *inputs, output = options.paths
     steps = _steps(options)
@@ -124,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         engine=options.engine,
         workers=options.workers,
         address=options.address,
-        read=read_documents,
+        read=_reader(options),
         format=options.format,
         resume=options.resume,
         force=options.force,
@@ -139,10 +153,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _steps(options: Options) -> list[Any]:
     """The steps that the options ask for."""
+    if (options.image_cache or options.image_folder) and not _is_interleaved(options):
+        raise ConfigError("images belong to --recipe mint1t or obelics", fix="in a file: LoadImages: {cache: FOLDER}")
     if options.recipe:
         from bloomery.corpus.presets import preset
 
         fields: dict[str, Any] = {}
+        if _is_interleaved(options):
+            fields["images"] = _image_source(options)
         if options.language_model:
             fields["language_model"] = options.language_model
         if options.model:
@@ -151,6 +169,46 @@ def _steps(options: Options) -> list[Any]:
     if options.steps:
         return load_steps(options.steps, options.language_model)
     return [make_step(name) for name in options.use or DEFAULT]
+
+
+def _is_interleaved(options: Options) -> bool:
+    from bloomery.corpus.presets import INTERLEAVED as RECIPES
+
+    return options.recipe in RECIPES
+
+
+def _reader(options: Options) -> Any:
+    from bloomery.web import read_documents
+
+    if not (options.interleaved or _is_interleaved(options)):
+        return read_documents
+    from bloomery.corpus.interleaved.presets import BATCH_ROWS
+
+    return functools.partial(read_documents, extract="interleaved", batch_rows=BATCH_ROWS)
+
+
+def _image_source(options: Options) -> Any:
+    if (options.image_cache is None) == (options.image_folder is None):
+        raise ConfigError(
+            f"--recipe {options.recipe} needs one place for images",
+            fix="--image-cache FOLDER fetches them from the web, --image-folder FOLDER takes what lies there",
+        )
+    name = "cache" if options.image_cache else "folder"
+    return _load_images({name: str(options.image_cache or options.image_folder)}).source
+
+
+def _load_images(fields: dict[str, Any], where: str = "") -> Any:
+    """`LoadImages` with a source: `cache: FOLDER` and fields of `WebImages`, or `folder: FOLDER`; else none."""
+    from bloomery.corpus.interleaved.images import FolderImages, LoadImages
+    from bloomery.web.image_fetch import WebImages
+
+    own = {f.name for f in dataclasses.fields(LoadImages)} - {"source"}
+    rest = {name: value for name, value in fields.items() if name not in own}
+    source: Any = None
+    if rest:
+        source = decode(FolderImages if "folder" in rest else WebImages, rest, where=f"{where} LoadImages".strip())
+    step = decode(LoadImages, {"source": None, **{k: v for k, v in fields.items() if k in own}}, where=where)
+    return dataclasses.replace(step, source=source)
 
 
 def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
@@ -195,6 +253,11 @@ def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") 
         raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
     if name == "Score":
         return corpus.Score(_scorer(fields or {}, where))
+    if name == "LoadImages":
+        return _load_images(fields or {}, where)
+    if name in INTERLEAVED:
+        home = importlib.import_module("bloomery.corpus.interleaved")
+        return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
     home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
     return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.core.errors import ConfigError
-from bloomery.corpus.readers import ARCHIVES, HTML, PARQUET
+from bloomery.corpus.readers import ARCHIVES, HTML, PAPERS, PARQUET
 from bloomery.corpus.remote import Source, Url, size_of
 from bloomery.corpus.report import Report
 from bloomery.corpus.steps import Barrier, Step
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_BYTES = 4_000  # text of an average document
 PAGE_BYTES = 100_000  # HTML of an average page
+PAPER_BYTES = 50_000  # text of an average paper
 PACKED = (".gz", ".zst", ".lz4")
 PACKING = 4  # how much smaller text and HTML become
 WORKER_BYTES = 400 << 20  # a worker process with its libraries, batches and row groups
@@ -181,6 +182,8 @@ def guess(file: Source) -> tuple[int, int, bool]:
     if name.endswith((*ARCHIVES, *HTML)) and ".wet" not in name:
         pages = -(-size // PAGE_BYTES)
         return pages, pages * DOCUMENT_BYTES, True
+    if name.endswith(PAPERS):
+        return 1, PAPER_BYTES, True
     return -(-size // DOCUMENT_BYTES), size, False
 
 

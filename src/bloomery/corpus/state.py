@@ -27,7 +27,7 @@ from bloomery.corpus.report import Report, StepStats
 from bloomery.corpus.steps import Barrier, Step, decision_notes
 from bloomery.corpus.unit import Job, Reader, Segment
 
-OURS = re.compile(r"[0-9]{5,}-[^/]*\.(?:parquet|jsonl|jsonl\.gz|jsonl\.zst)|report\.json|dropped/[^/]*\.parquet")
+OURS = re.compile(r"[0-9]{5,}-[^/]*\.(?:parquet|jsonl|jsonl\.gz|jsonl\.zst|tar)|report\.json|dropped/[^/]*\.parquet")
 
 
 @contextmanager

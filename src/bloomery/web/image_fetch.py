@@ -69,11 +69,11 @@ class WebImages:
     per_host_delay: float = 0.1
     retries: int = 1
     retry_after: float = 3600.0
-    opt_out: Sequence[str] = OPT_OUT
+    opt_out: tuple[str, ...] = OPT_OUT
     user_agent: str = USER_AGENT
     obey_robots: bool = True
     allow_private: bool = False
-    allow_networks: Sequence[str] = ()
+    allow_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("max_bytes", 1), ("concurrency", 1), ("retries", 0), ("per_host_delay", 0)):

@@ -43,7 +43,10 @@ class ImageCount(Step):
 
 @dataclass(frozen=True)
 class ImageAddressBan(Step):
-    """Drop documents with an image whose address holds one of `substrings`, in either case."""
+    """Drop documents with an image whose address holds one of `substrings`, in either case.
+
+    Names inside of papers (`figures/logo.pdf`) are not addresses.
+    """
 
     substrings: tuple[str, ...] = MINT_BANS
 
@@ -54,7 +57,7 @@ class ImageAddressBan(Step):
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Mark the documents."""
         flat = FlatParts.of(batch)
-        choices = "|".join(map(re.escape, self.substrings))
+        choices = "://.*(?:" + "|".join(map(re.escape, self.substrings)) + ")"
         found = pc.match_substring_regex(pc.struct_field(flat.pieces, "ref"), choices, ignore_case=True)
         banned = flat.is_image & pc.fill_null(found, False).to_numpy(zero_copy_only=False)
         return drop(batch, flat.count(banned) > 0, "banned image address")

@@ -37,7 +37,7 @@ class ImageShape(Step):
         max_side: pixels of the longer side.
         html_aspect: longest allowed longer side over shorter side on pages.
         paper_aspect: the same in PDF files and LaTeX sources.
-        formats: as the metadata says (`LoadImages` writes it).
+        formats: as the metadata says (`LoadImages` writes it); None = any.
         banned: an image whose address contains one of these goes. (MINT-1T drops the whole document.)
     """
 
@@ -45,8 +45,8 @@ class ImageShape(Step):
     max_side: int = 20_000
     html_aspect: float = 2.0
     paper_aspect: float = 3.0
-    formats: Sequence[str] = FORMATS
-    banned: Sequence[str] = ()
+    formats: Sequence[str] | None = FORMATS
+    banned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.min_side <= self.max_side:
@@ -77,8 +77,9 @@ class ImageShape(Step):
         """Why an image with this address and metadata goes, or None."""
         if any(word in ref.lower() for word in self.banned):
             return "banned word in the address"
-        kind = meta.get("format")
-        if kind is not None and kind not in self.formats and not (kind == "jpeg" and "jpg" in self.formats):
+        kind = None if self.formats is None else meta.get("format")
+        known_as = {"jpeg": "jpg"}.get(str(kind), kind)
+        if kind is not None and not {kind, known_as}.intersection(self.formats or ()):
             return f"format {str(kind)[:20]}"
         for prefix in ("", "rendered_"):
             size = [_pixels(meta, side, prefix) for side in ("width", "height")]

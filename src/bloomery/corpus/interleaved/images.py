@@ -116,7 +116,7 @@ class LoadImages(Step):
     """
 
     source: ImageSource | None
-    formats: Sequence[str] = FORMATS
+    formats: tuple[str, ...] = FORMATS
     max_pixels: int = 50_000_000
     document_images: int = 100
     document_bytes: int = 32 << 20

@@ -63,7 +63,7 @@ def refinedweb(
         return LineSubstring(text, location, max_length=10, remove_substring_only=True, strict_reference=strict)
 
     return [
-        *_bans(banned_domains, banned_words, strict),
+        *bans(banned_domains, banned_words, strict),
         UrlRemoval(strict_reference=strict),
         CollapseNewlines(),
         language,
@@ -87,19 +87,20 @@ def refinedweb(
     ]
 
 
-def _bans(domains: Path | str | None, words: Sequence[Path | str], strict: bool) -> list[Step | Barrier]:
-    bans: list[Step | Barrier] = []
+def bans(domains: Path | str | None, words: Sequence[Path | str], strict: bool = False) -> list[Step | Barrier]:
+    """The steps that drop pages by their address, with ban lists as in `refinedweb`; none for lists not given."""
+    steps: list[Step | Barrier] = []
     if domains:
         ignored = ("www",) if strict else ()
-        bans.append(UrlBan(Path(domains), match="domain", ignore_chars=ignored, strict_reference=strict))
+        steps.append(UrlBan(Path(domains), match="domain", ignore_chars=ignored, strict_reference=strict))
     substrings, whole, soft = [*map(Path, words), None, None, None][:3]
     if substrings:
-        bans.append(UrlBan(substrings, ignore_chars=("-", "."), strict_reference=strict))
+        steps.append(UrlBan(substrings, ignore_chars=("-", "."), strict_reference=strict))
     if whole:
-        bans.append(UrlBan(whole, match="word", strict_reference=strict))
+        steps.append(UrlBan(whole, match="word", strict_reference=strict))
     if soft:
-        bans.append(UrlBan(soft, match="word", num_banned_substrs=2, strict_reference=strict))
-    return bans
+        steps.append(UrlBan(soft, match="word", num_banned_substrs=2, strict_reference=strict))
+    return steps
 
 
 def dclm(
