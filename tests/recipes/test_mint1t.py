@@ -66,9 +66,9 @@ def test_the_smoke_run(finished: Path) -> None:
     assert shape["ours"]["0"] == results["order/0"][INTERLEAVED]["among"]
     assert shape["baseline"]["0"] == results["order/0"][SHUFFLED]["among"]
     ((name, beside, paragraphs, images, tau),) = results["real"]["latex"]
-    found, of = paragraphs.split(" of ")
-    assert (name, beside, tau) == ("one, LaTeX", "its HTML by LaTeXML", "1.000")
-    assert found == of
+    found, of = map(int, paragraphs.split(" of "))
+    assert (name, beside, tau) == ("one", "its HTML by LaTeXML", "1.000")
+    assert of - 1 <= found <= of  # one may have no words of its own
     assert images.split(" of ")[0] == images.split(" of ")[1]
     assert (finished / "report.html").read_text(encoding="utf-8").count("<svg") >= 3
 

@@ -109,21 +109,28 @@ def words_of(text: str) -> list[str]:
 
 def papers(folder: Path, reader: PdfReader) -> Iterator[list[Any]]:
     """Of every LaTeX source: name, what it is compared with, the agreement, images of the other reading."""
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir():
-            continue
-        tree = open_folder(path)
-        ours = pieces(read_latex(tree, reader), formulas=False)
-        rendered, compiled = path / "rendered.html.gz", (path / tree.main()).with_suffix(".pdf")
-        if rendered.is_file():
-            page = gzip.decompress(rendered.read_bytes()).decode("utf-8", "replace")
-            other = pieces(html_parts(page, f"https://example.org/{path.name}/"))
-            yield _row(f"{path.name}, LaTeX", "its HTML by LaTeXML", ours, other)
-        if compiled.is_file():
-            other = pieces(reader.read(compiled.read_bytes(), compiled.name))
-            yield _row(f"{path.name}, LaTeX", "its PDF, our reading", ours, other)
-            other = pieces(reader.read(compiled.read_bytes(), compiled.name, order=top_down))
-            yield _row(f"{path.name}, LaTeX", "its PDF from the top down", ours, other)
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        try:
+            yield from _paper(path, reader)
+        except DataError as error:
+            yield [path.name, f"refused: {error.what}", "-", "-", "-"]
+
+
+def _paper(path: Path, reader: PdfReader) -> Iterator[list[Any]]:
+    tree = open_folder(path)
+    ours = pieces(read_latex(tree, reader), formulas=False)
+    rendered, compiled = path / "rendered.html.gz", (path / tree.main()).with_suffix(".pdf")
+    if rendered.is_file():
+        page = gzip.decompress(rendered.read_bytes()).decode("utf-8", "replace")
+        yield _row(
+            path.name, "its HTML by LaTeXML", ours, pieces(html_parts(page, f"https://example.org/{path.name}/"))
+        )
+    if compiled.is_file():
+        data = compiled.read_bytes()
+        yield _row(path.name, "its PDF, our reading", ours, pieces(reader.read(data, compiled.name)))
+        yield _row(
+            path.name, "its PDF from the top down", ours, pieces(reader.read(data, compiled.name, order=top_down))
+        )
 
 
 def pdfs(folder: Path, reader: PdfReader) -> Iterator[list[Any]]:

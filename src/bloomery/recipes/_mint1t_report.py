@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ CURATED, OBELICS = "curated", "OBELICS' reading"
 
 def show_pages(run: Run, found: Mapping[int, Any]) -> None:
     """Pages left by step, order by arm, and every share by seed."""
-    steps = [(name, kept) for name, kept in found[0][CURATED]["steps"]]
-    run.figure("survival", figures.survival(steps, unit="pages"), "Pages left after each step, first seed.")
+    steps = found[0][CURATED]["steps"]
+    fewer = [("pages", steps[0][1]), *((name, kept) for (_, before), (name, kept) in pairwise(steps) if kept < before)]
+    caption = "Pages left after each step that drops some, first seed."
+    run.figure("survival", figures.survival(fewer, unit="pages"), caption)
     lcs = {arm: {t: r[CURATED]["lcs"][arm] for t, r in found.items()} for arm in found[0][CURATED]["lcs"]}
     lcs[OBELICS] = {t: r[OBELICS]["lcs"][CURATED] for t, r in found.items()}
     caption = "Longest common subsequence with the article, as a share of the article."
@@ -68,7 +71,11 @@ def show_order(run: Run, found: Mapping[int, Any]) -> None:
 
 def show_real(run: Run, found: Mapping[str, Any]) -> None:
     """Real files, where they were given."""
-    captions = {"latex": "LaTeX sources.", "pdf": "PDF files.", "web_pages": "Web pages; tau is the mean of pages."}
+    captions = {
+        "latex": "LaTeX sources. Images: of the other reading, of the source.",
+        "pdf": "PDF files with ten different paragraphs or more.",
+        "web_pages": "Web pages. Paragraphs and images of the truth that are found; tau is the mean over pages.",
+    }
     columns = ["document", "beside", "paragraphs found", "images", "Kendall's tau"]
     for name, rows in found.items():
         if rows:

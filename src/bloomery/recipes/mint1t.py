@@ -57,7 +57,7 @@ class Mint1T(Recipe):
     """Pages of the generated web, copies included."""
     files: int = 2
     """WARC files they lie in."""
-    papers: int = 40
+    papers: int = 20
     """Generated LaTeX papers; PDFs are one of each of seven layouts."""
     tokens: int = 300_000
     """Training tokens of each language model."""
@@ -144,16 +144,11 @@ class Mint1T(Recipe):
         return found
 
     def steps(self, web: IllustratedWeb) -> list[Any]:
-        """MINT-1T's steps for HTML. Images are compared by SHA-256 alone, as there: drawn shapes all look alike."""
-        from bloomery.corpus.bloom_dedup import bloom_dedup
-        from bloomery.corpus.interleaved.document_rules import ImageAddressBan, ImageCount
-        from bloomery.corpus.interleaved.final_processing import FinalProcessing
-        from bloomery.corpus.interleaved.image_dedup import image_dedup
-        from bloomery.corpus.interleaved.image_filters import ImageShape
-        from bloomery.corpus.interleaved.images import GivenImages, LoadImages
+        """The preset, with images compared by SHA-256 alone, as in the paper: drawn shapes all look alike."""
+        from bloomery.corpus.interleaved.images import GivenImages
+        from bloomery.corpus.presets import preset
 
-        return [ImageCount(), ImageAddressBan(), LoadImages(GivenImages(web.images)), ImageShape(),
-                *image_dedup(distance=None), *bloom_dedup(), FinalProcessing()]  # fmt: skip
+        return preset("mint1t", images=GivenImages(web.images), distance=None)
 
     def page_claims(self, found: Mapping[int, Any]) -> Iterator[Claim]:
         """The order is kept, what does not belong to the articles is gone, and little that does."""

@@ -23,16 +23,16 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 150, 60), "blue": (40, 80, 200), 
 COPIES = 0.1  # share of pages that repeat another one
 AVATARS = 0.05  # share of pages with an image whose address is banned
 PAGES_PER_HOST = 25  # or a few more; all, where there are fewer
-SUBJECTS = ("the old miller", "a young painter", "the teacher of the school", "my neighbour", "the captain of the ship",
-            "a traveller from the north", "the woman at the gate", "his brother", "the keeper of the garden",
-            "a student of music", "the baker in our street", "their guest")  # fmt: skip
-VERBS = ("walked to", "looked at", "wrote about", "asked for", "came back to", "talked of", "thought about",
-         "waited for", "was afraid of", "had heard of", "dreamed of", "was told about")  # fmt: skip
-OBJECTS = ("the river", "a bridge of stone", "the market", "an empty house", "the green hill", "a box of letters",
-           "the church", "a map of the coast", "the lake", "an orchard", "the railway", "a wooden boat")  # fmt: skip
-TIMES = ("in the morning", "after the rain", "on the first day of the week", "before it was dark",
-         "at the end of summer", "when the others had left", "for the last time", "in the year of the flood",
-         "as soon as he could", "while it was snowing", "on the way home", "without a word")  # fmt: skip
+DETERMINERS = ("the", "the", "the", "a", "this", "every", "another", "her", "his", "our")
+ADJECTIVES = ("old", "young", "quiet", "tall", "wooden", "empty", "distant", "broken", "famous", "narrow", "heavy",
+              "wet", "painted", "hidden", "rich", "foreign", "gentle", "small", "silver", "patient")  # fmt: skip
+NOUNS = ("river", "miller", "bridge", "painter", "market", "house", "hill", "letter", "church", "map", "lake", "garden",
+         "railway", "boat", "teacher", "captain", "gate", "baker", "window", "student", "harbour", "forest", "clock",
+         "doctor", "village", "tower", "road", "kitchen", "island", "guest", "field", "lamp")  # fmt: skip
+VERBS = ("found", "watched", "described", "followed", "remembered", "painted", "carried", "forgot", "visited",
+         "repaired", "measured", "admired", "crossed", "opened", "feared", "bought")  # fmt: skip
+PREPOSITIONS = ("near", "with", "behind", "after", "before", "under", "beside", "without", "of", "from")
+LINKS = ("and", "but", "while", "because", "so that", "until", "and then", "although")
 
 _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # of a shape that reaches from -1 to 1
     "circle": lambda u, v: u**2 + v**2 < 1,
@@ -114,7 +114,7 @@ def shape_image(shape: str, colour: str, width: int, height: int, random: np.ran
 
 def _page(web: IllustratedWeb, host: str, number: int, random: np.random.Generator) -> ArticlePage:
     base = f"https://{host}"
-    title = f"{pick(SUBJECTS, random)} and {pick(OBJECTS, random)}, part {number}".capitalize()
+    title = f"{pick(ADJECTIVES, random)} {pick(NOUNS, random)} and {pick(NOUNS, random)}, part {number}".capitalize()
     order: list[Item] = [("text", title)]
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in range(int(random.integers(3, 6))):
@@ -126,7 +126,7 @@ def _page(web: IllustratedWeb, host: str, number: int, random: np.random.Generat
         size = random.integers(150, 200, 2)
         web.images[address] = png(shape_image(shape, colour, int(size[0]), int(size[1]), random))
         web.shapes[address] = shape
-        following = f"{shape} and {colour}, this is the picture that {sentence(random)}"
+        following = f"{shape} in {colour}: {sentence(random)}"
         order += [("image", address), ("text", following)]
         body.append(_picture(address, base, f"{colour} {shape}", html.escape(following), int(random.integers(5))))
     lines = [f"Read the other stories of {host} in the list of all our articles.",
@@ -175,15 +175,20 @@ def _plant(web: IllustratedWeb, address: str, why: str, width: int, height: int,
 
 
 def paragraph(random: np.random.Generator) -> str:
-    """One or two sentences of about 25 words each."""
+    """One or two sentences of about 20 words each."""
     return " ".join(sentence(random).capitalize() for _ in range(int(random.integers(1, 3))))
 
 
 def sentence(random: np.random.Generator) -> str:
-    """A sentence in lower case; one of 12**7."""
+    """Two clauses of nine words or ten, in lower case."""
+    return f"{_clause(random)}, {pick(LINKS, random)} {_clause(random)}."
+
+
+def _clause(random: np.random.Generator) -> str:
     return (
-        f"{pick(SUBJECTS, random)} {pick(VERBS, random)} {pick(OBJECTS, random)} {pick(TIMES, random)}, "
-        f"and then {pick(VERBS, random)} {pick(OBJECTS, random)} {pick(TIMES, random)}."
+        f"{pick(DETERMINERS, random)} {pick(ADJECTIVES, random)} {pick(NOUNS, random)} {pick(VERBS, random)} "
+        f"{pick(DETERMINERS, random)} {pick(NOUNS, random)} "
+        f"{pick(PREPOSITIONS, random)} {pick(DETERMINERS, random)} {pick(NOUNS, random)}"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from bloomery.core.seeds import rng
 from bloomery.worlds.interleaved_pages import COLOURS, SHAPES, Item, paragraph, pick, png, sentence, shape_image
 
-MACROS = {"the river": "\\river{}", "the church": "\\place{church}", "an orchard": "\\emph{an orchard}"}
+MACROS = {"the river": "\\river{}", "the church": "\\place{church}", "a garden": "\\emph{a garden}"}
 PREAMBLE = r"""% \input{nothing}
 \documentclass[twocolumn]{article}
 \usepackage{graphicx}
@@ -62,7 +62,7 @@ def _paper(random: np.random.Generator) -> KnownPaper:
 
 def _section(files: dict[str, bytes], order: list[Item], random: np.random.Generator, inner: str | None) -> str:
     """The source of a section, which ends by including `inner`; what it says is added to `order`."""
-    heading = f"{pick(SHAPES, random)} and {sentence(random)}"[:40].strip().capitalize()
+    heading = f"Part {len(order)}: {sentence(random)}"[:40].strip()
     order.append(("text", heading))
     source = [f"\\section{{{heading}}}\\label{{sec:{len(order)}}}\n% {sentence(random)}\n"]
     for _ in range(int(random.integers(2, 5))):
@@ -78,7 +78,7 @@ def _marked(text: str, order: list[Item], random: np.random.Generator) -> str:
     """A paragraph as its author wrote it: macros, a citation, sometimes a footnote, a comment inside a line."""
     for words, macro in MACROS.items():
         text = text.replace(words, macro)
-    text = text.replace(", and then", ",% so it is\nand then", 1)
+    text = text.replace(", ", ", % so it is\n", 1)
     text = f"{text.removesuffix('.')}~\\cite[p.~2]{{one}}."
     if random.random() < 0.3:
         note = f"Note {len(order)}: {sentence(random)}"
