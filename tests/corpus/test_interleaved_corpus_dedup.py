@@ -26,10 +26,12 @@ from bloomery.corpus.interleaved.corpus_dedup import (
     ImageAddressDedup,
     ImageSetDedup,
     LineDedup,
+    PhraseDedup,
     UrlDedup,
     frequent,
     image_address_dedup,
     line_dedup,
+    phrase_dedup,
 )
 from bloomery.corpus.interleaved.document_rules import DocumentRules, ImageAddressBan, ImageCount
 from bloomery.corpus.interleaved.final_processing import FinalProcessing
@@ -140,6 +142,20 @@ def test_a_line_that_goes_has_a_reason_and_a_document_of_such_lines_too() -> Non
     assert [[p.text or p.ref for p in parts] for parts in parts_of(batch)] == [["words"], [], ["i"]]
 
 
+def test_phrases_of_the_whole_corpus() -> None:
+    """Short ones only, whatever their case and spaces, on every site; the mark between articles stays."""
+    long = "This paragraph has thirteen words and is therefore none of the short ones"
+    pages = [
+        [Part(f"{phrase}\n\n{long}\n\n{END_OF_DOCUMENT}\n\n{i}")]
+        for i, phrase in enumerate(["Skip  to", "SKIP TO"] * 6)
+    ]
+    found = applied(phrase_dedup(), [from_parts(pages[:5]), from_parts(pages[5:])])
+    assert [parts[0].text for parts in found] == [f"{long}\n\n{END_OF_DOCUMENT}\n\n{i}" for i in range(12)]
+    assert applied(phrase_dedup(), [from_parts(pages[:10])]) == pages[:10]
+    (longer, *_) = applied(phrase_dedup(max_words=13), [from_parts(pages)])
+    assert longer == [Part(f"{END_OF_DOCUMENT}\n\n0")]
+
+
 # ---------------------------------------------------------------------------------------------------- of images
 
 
@@ -192,14 +208,14 @@ def test_the_same_set_of_images_in_any_order() -> None:
 
 
 def test_counts_below_one_are_refused() -> None:
-    for make in (lambda: LineDedup(max_count=0), lambda: ImageAddressDedup(0)):
+    for make in (lambda: LineDedup(max_count=0), lambda: ImageAddressDedup(0), lambda: PhraseDedup(max_words=0)):
         with pytest.raises(ConfigError, match="1 or more"):
             make()
 
 
 def test_nothing_at_all() -> None:
     empty = from_parts([])
-    for barrier in (UrlDedup(), ImageSetDedup(), LineDedup(), ImageAddressDedup()):
+    for barrier in (UrlDedup(), ImageSetDedup(), LineDedup(), PhraseDedup(), ImageAddressDedup()):
         assert len(barrier.decide(barrier.sketch(empty))) == 0
         assert barrier.plan(10**6, 10**9).ram_bytes > 0
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bloomery import corpus
+from bloomery.core.config import decode
 from bloomery.core.errors import ConfigError, DataError
 from bloomery.corpus.fasttext_bin import FastTextModel
 from bloomery.corpus.interleaved import Part, aligned, from_aligned, from_parts, parts_of
@@ -376,6 +377,15 @@ def test_rules_that_lack_what_they_need() -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             TextRules(**wrong)  # type: ignore[arg-type]
+
+
+def test_steps_from_plain_values() -> None:
+    """As `bloomery curate --steps` makes them: nested fields, and errors that say where."""
+    values = {"rules": {"min_words": 2, "min_stop_words": None, "lists": {"stop_words": ["uh"]}}, "compat": True}
+    rules = TextRules(min_words=2, min_stop_words=None, lists=WordLists(stop_words=("uh",)))
+    assert decode(ParagraphRules, values) == ParagraphRules(rules, compat=True)
+    with pytest.raises(ConfigError, match=r"rules: unknown field 'min_word' .*min_words"):
+        decode(DocumentRules, {"rules": {"min_word": 2}})
 
 
 def test_fingerprints_and_pickles_do_not_depend_on_use() -> None:

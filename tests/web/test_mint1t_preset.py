@@ -13,7 +13,7 @@ import pytest
 
 from bloomery.core.errors import ConfigError
 from bloomery.corpus import Report, plan, preset, run
-from bloomery.corpus.interleaved import parts_of
+from bloomery.corpus.interleaved import WordLists, parts_of
 from bloomery.corpus.interleaved.images import GivenImages
 from bloomery.corpus.interleaved.presets import BATCH_ROWS
 from bloomery.corpus.interleaved.webdataset import read_webdataset
@@ -182,11 +182,28 @@ def test_steps_in_a_file(world, tmp_path, capsys):
     assert any("<image>" in row["parts"][0]["text"] for row in rows)
 
 
+def test_the_filters_of_obelics_from_their_own_file(tmp_path):
+    from bloomery.cli import curate
+
+    file, lists = tmp_path / "filters.yaml", tmp_path / "lists.json"
+    file.write_text("cond_check_perplexity_score_doc_level: False\nvalid_formats: !!set {jpg, png}\n")
+    lists.write_text('{"common_words": ["the", "of"]}')
+    made = curate.load_steps(file, word_lists=lists)
+    assert [step.name for step in made] == ["ImageShape", "ParagraphRules", "ImageCount", "DocumentRules"]
+    assert made[1].rules.lists.common_words == ("the", "of")
+    with pytest.raises(ConfigError, match="list of common words"):
+        curate.load_steps(file)
+    assert curate.make_step("PhraseDedup", {"max_words": 3}).max_words == 3
+    assert curate.make_step("ReplacePII").emails
+
+
 def test_obelics_runs_over_pages(world, tmp_path):
     report = run(
         preset("obelics", images=GivenImages(world.images)), [p for p in world.inputs if p.suffix == ".gz"],
         tmp_path, read=READ, quiet=True,
     )  # fmt: skip
     assert report.documents_out > 0
+    common = preset("obelics", lists=WordLists(common_words=("the",)))
+    assert {step.rules.min_common_words for step in common if hasattr(step, "rules")} == {0.8, 0.9}
     with pytest.raises(ConfigError, match="recipe obelics"):
         preset("obelics", nonsense=1)

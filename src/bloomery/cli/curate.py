@@ -24,7 +24,7 @@ REFINEDWEB = (
 INTERLEAVED = (
     "CutFrequentImages", "CutFrequentLines", "CutImages", "DocumentRules", "FinalProcessing", "HashImages",
     "ImageAddressBan", "ImageAddressDedup", "ImageCount", "ImageDedup", "ImageSetDedup", "ImageShape", "ImageTokens",
-    "LineDedup", "LoadImages", "ParagraphRules", "UrlDedup",
+    "LineDedup", "LoadImages", "ParagraphRules", "PhraseDedup", "UrlDedup",
 )  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
 KNOWN = (
@@ -36,6 +36,7 @@ KNOWN = (
     "CutParagraphs",
     "BalancedSample",
     "Decontaminate",
+    "ReplacePII",
     *REFINEDWEB,
     *INTERLEAVED,
 )
@@ -54,7 +55,7 @@ Example:
   bloomery curate crawl/ papers/ corpus/ --recipe mint1t --image-cache images/
   bloomery curate crawl/ corpus/ --plan
 
-`--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
+`--steps` takes a file of ours, or DCLM's and OBELICS' own configurations, unchanged:
 
 steps.yaml:
   steps:
@@ -86,7 +87,9 @@ class Options:
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
-    """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    """fastText language model for a recipe, or for DCLM's and OBELICS' own files, such as lid.176.bin."""
+    word_lists: Path | None = None
+    """JSON file of word lists for the recipe obelics and OBELICS' own file, such as {"common_words": […]}."""
     interleaved: bool = False
     """Read pages as text and images in their order; mint1t and obelics do."""
     image_cache: Path | None = None
@@ -163,11 +166,13 @@ def _steps(options: Options) -> list[Any]:
             fields["images"] = _image_source(options)
         if options.language_model:
             fields["language_model"] = options.language_model
+        if options.word_lists:
+            fields["lists"] = _word_lists(options.word_lists)
         if options.model:
             fields |= {"scorer": _load_scorer(options.model), "keep": options.keep}
         return preset(options.recipe, **fields)
     if options.steps:
-        return load_steps(options.steps, options.language_model)
+        return load_steps(options.steps, options.language_model, options.word_lists)
     return [make_step(name) for name in options.use or DEFAULT]
 
 
@@ -211,13 +216,18 @@ def _load_images(fields: dict[str, Any], where: str = "") -> Any:
     return dataclasses.replace(step, source=source)
 
 
-def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
-    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a file of DCLM's."""
+def load_steps(file: Path, language_model: Path | None = None, word_lists: Path | None = None) -> list[Any]:
+    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a published file."""
     if _is_upstream(file):
         from bloomery.corpus.refinedweb.upstream_yaml import load
 
         return load(file, language_model=language_model)
     values = load_yaml(file)
+    if any(str(key).startswith("cond_check_") for key in values):  # OBELICS' filters
+        from bloomery.corpus.interleaved.filter_yaml import load as load_filters
+
+        lists = _word_lists(word_lists) if word_lists else None
+        return load_filters(file, lists=lists, language_model=language_model)
     for key in values:
         if key != "steps":
             raise ConfigError(f"unknown field {key!r}", where=file, fix=nearest(key, ["steps"]))
@@ -235,6 +245,12 @@ def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
             raise ConfigError(f"expected a name or name: {{field: value}}, got {item!r}", where=where)
         made.append(make_step(name, fields or {}, where))
     return made
+
+
+def _word_lists(file: Path) -> Any:
+    from bloomery.corpus.interleaved import WordLists
+
+    return WordLists.load(file)
 
 
 def _is_upstream(file: Path) -> bool:

@@ -21,6 +21,7 @@ _HOME = {
     "dedup": ("ExactDedup", "NearDedup"),
     "quality": ("LinearScorer", "Score", "Scorer"),
     "fasttext_bin": ("FastTextScorer",),
+    "pii": ("ReplacePII",),
     "bloom_dedup": ("BloomDedup", "CutParagraphs"),
     "decontaminate": ("Decontaminate",),
     "balanced": ("BalancedSample",),

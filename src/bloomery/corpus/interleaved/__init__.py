@@ -16,10 +16,12 @@ _HOME = {
     "image_hash": ("HashImages",),
     "image_dedup": ("CutImages", "ImageDedup", "image_dedup"),
     "image_tokens": ("ImageTokens",),
+    "word_lists": ("WordLists", "common_words"),
+    "text_rules": ("TextRules",),
     "paragraph_rules": ("ParagraphRules",),
     "document_rules": ("DocumentRules", "ImageAddressBan", "ImageCount"),
     "corpus_dedup": ("CutFrequentImages", "CutFrequentLines", "ImageAddressDedup", "ImageSetDedup", "LineDedup",
-                     "UrlDedup"),
+                     "PhraseDedup", "UrlDedup", "image_address_dedup", "line_dedup", "phrase_dedup"),
     "final_processing": ("FinalProcessing",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

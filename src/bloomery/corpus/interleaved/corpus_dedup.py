@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from bloomery.corpus.interleaved.flat_parts import FlatParts
 from bloomery.corpus.interleaved.obelics_parquet import GENERAL
 from bloomery.corpus.interleaved.paragraph_rules import BLANK_LINE
 from bloomery.corpus.interleaved.parts import END_OF_DOCUMENT
+from bloomery.corpus.interleaved.text_ratios import is_in
 from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop, removed_parts
 
 IMAGE_CUT, LINE_CUT = "image_address_cut", "line_cut"  # columns: numbers of a document's images, or paragraphs, to cut
@@ -147,6 +148,11 @@ def line_dedup(**fields: Any) -> list[Step | Barrier]:
     return [LineDedup(**fields), CutFrequentLines()]
 
 
+def phrase_dedup(**fields: Any) -> list[Step | Barrier]:
+    """`PhraseDedup` and the step that applies it."""
+    return [PhraseDedup(**fields), CutFrequentLines("frequent phrase")]
+
+
 class _Frequent(Barrier):
     """Counts hashes over the corpus; those above the bound are cut wherever they are."""
 
@@ -168,7 +174,8 @@ class _Frequent(Barrier):
 
     def plan(self, documents: int, bytes: int) -> Plan:
         """A block in memory, and the decisions; 8 bytes per paragraph on disk."""
-        return Plan(ram_bytes=24 * BLOCK + 32 * documents, disk_bytes=8 * (documents + bytes // PARAGRAPH_BYTES))
+        hashes = documents + bytes // PARAGRAPH_BYTES
+        return Plan(ram_bytes=24 * min(BLOCK, hashes) + 32 * documents, disk_bytes=8 * hashes)
 
     def sketch(self, batch: pa.RecordBatch) -> pa.Table:
         """The hashes of each document."""
@@ -239,15 +246,51 @@ class LineDedup(_Frequent):
 
     def hashes(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Of site and paragraph."""
-        flat = FlatParts.of(batch)
         sites = [None if url is None else _site(url) for url in batch.column("url").to_pylist()]
-        values: list[int] = []
-        lengths = np.zeros(flat.documents, dtype=np.int64)
-        for owner, _, paragraph in _paragraphs(flat):
-            lengths[owner] += 1
-            spared = sites[owner] is None or (self.spare_marks and END_OF_DOCUMENT in paragraph)
-            values.append(NOTHING if spared else _hash(f"{sites[owner]}\x1f{paragraph}"))
-        return np.array(values, dtype=np.uint64), lengths
+
+        def hashed(document: int, paragraph: str) -> int:
+            if sites[document] is None or (self.spare_marks and END_OF_DOCUMENT in paragraph):
+                return NOTHING
+            return _hash(f"{sites[document]}\x1f{paragraph}")
+
+        return _hashes_of_paragraphs(batch, hashed)
+
+
+@dataclass(frozen=True)
+class PhraseDedup(_Frequent):
+    """Find short paragraphs that occur more than `max_count` times in the corpus, such as "Skip to content".
+
+    Bloom-filter deduplication does not see what is shorter than its n-grams; MINT-1T (arXiv 2406.11271, §3) removes
+    frequent phrases after it, without saying how: these bounds are ours. Compared in lower case and with all white
+    space as single spaces; the mark between articles stays. `CutFrequentLines` must follow.
+
+    Args:
+        max_count: how often a phrase may occur.
+        max_words: words, split at white space, of the longest paragraph that is looked at.
+    """
+
+    max_count: int = 10
+    max_words: int = 12
+    column = LINE_CUT
+
+    def __post_init__(self) -> None:
+        _check_count(self.max_count, "PhraseDedup.max_count")
+        _check_count(self.max_words, "PhraseDedup.max_words")
+
+    @property
+    def most(self) -> int:
+        """How often a phrase may occur."""
+        return self.max_count
+
+    def hashes(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Of short paragraphs."""
+
+        def hashed(document: int, paragraph: str) -> int:
+            words = paragraph.lower().split(None, self.max_words)
+            too_long = len(words) > self.max_words
+            return NOTHING if too_long or END_OF_DOCUMENT in paragraph else _hash(" ".join(words))
+
+        return _hashes_of_paragraphs(batch, hashed)
 
 
 @dataclass(frozen=True)
@@ -274,7 +317,9 @@ class CutFrequentImages(Step):
 
 @dataclass(frozen=True)
 class CutFrequentLines(Step):
-    """Take out the paragraphs that `LineDedup` found, and texts and documents without any left."""
+    """Take out the paragraphs that `LineDedup` or `PhraseDedup` found, and texts and documents without any left."""
+
+    reason: str = "line repeated on the site"
 
     reads = ("parts", LINE_CUT)
     writes = ("parts",)
@@ -289,7 +334,7 @@ class CutFrequentLines(Step):
         number = np.zeros(flat.documents, dtype=np.int64)
         for owner, part, paragraph in _paragraphs(flat):
             if int(number[owner]) in cuts[owner]:
-                reasons.append((part, "line repeated on the site"))
+                reasons.append((part, self.reason))
             else:
                 after[part].append(paragraph)
             number[owner] += 1
@@ -319,7 +364,7 @@ def _places(lists: pa.LargeListArray, often: np.ndarray) -> pa.ListArray:
     """The places of the hashes in `often` in each list: int32."""
     values, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
     ends = np.cumsum(lengths)
-    hit = np.isin(values, often)
+    hit = is_in(values, often)
     place = np.arange(len(values)) - np.repeat(ends - lengths, lengths)
     offsets = np.concatenate([[0], np.cumsum(hit)])[np.concatenate([[0], ends])]
     return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(place[hit].astype(np.int32)))
@@ -331,6 +376,17 @@ def _paragraphs(flat: FlatParts) -> Iterator[tuple[int, int, str]]:
         if text is not None:
             for paragraph in text.split(BLANK_LINE):
                 yield owner, part, paragraph
+
+
+def _hashes_of_paragraphs(batch: pa.RecordBatch, hashed: Callable[[int, str], int]) -> tuple[np.ndarray, np.ndarray]:
+    """`hashed` of the number of a document in the batch and of each of its paragraphs; how many each document has."""
+    flat = FlatParts.of(batch)
+    lengths = np.zeros(flat.documents, dtype=np.int64)
+    values: list[int] = []
+    for owner, _, paragraph in _paragraphs(flat):
+        lengths[owner] += 1
+        values.append(hashed(owner, paragraph))
+    return np.array(values, dtype=np.uint64), lengths
 
 
 def _site(url: str) -> str:

@@ -8,16 +8,21 @@ the caller: a classifier for unsafe images, ban lists of addresses, a fastText m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from bloomery.corpus.bloom_dedup import bloom_dedup
 from bloomery.corpus.filters import Language
-from bloomery.corpus.interleaved.corpus_dedup import ImageSetDedup, UrlDedup, image_address_dedup, line_dedup
+from bloomery.corpus.interleaved.corpus_dedup import (
+    ImageSetDedup,
+    UrlDedup,
+    image_address_dedup,
+    line_dedup,
+    phrase_dedup,
+)
 from bloomery.corpus.interleaved.document_rules import DocumentRules, ImageAddressBan, ImageCount
 from bloomery.corpus.interleaved.final_processing import FinalProcessing
 from bloomery.corpus.interleaved.image_dedup import image_dedup
@@ -25,6 +30,8 @@ from bloomery.corpus.interleaved.image_filters import PAPERS, Classifier, ImageS
 from bloomery.corpus.interleaved.image_hash import HashImages
 from bloomery.corpus.interleaved.images import ImageSource, LoadImages
 from bloomery.corpus.interleaved.paragraph_rules import ParagraphRules
+from bloomery.corpus.interleaved.text_rules import DOCUMENT, PARAGRAPH
+from bloomery.corpus.interleaved.word_lists import WordLists
 from bloomery.corpus.pii import ReplacePII
 from bloomery.corpus.refinedweb.language import FastTextLanguage
 from bloomery.corpus.refinedweb.pages import (
@@ -88,9 +95,9 @@ def mint1t(
     those of another language, and those that break the rules of RefinedWeb and Gopher for whole documents. Images are
     loaded and judged by shape; those that cannot be had, the too frequent and the repeated lose their place. Last come
     duplicates of text (13-grams in a Bloom filter), so that no document is missed for the sake of one that had no image
-    left; in what stays, e-mail and IP addresses are replaced. Not the paper's: the order of the last two, near
-    duplicates of images (`distance=None` leaves them out), and OBELICS' last step, which joins neighbouring texts and
-    asks for a text and an image.
+    left, and phrases that are frequent all over the corpus; in what stays, e-mail and IP addresses are replaced. Not
+    the paper's: the order of the last two, near duplicates of images (`distance=None` leaves them out), the bounds of a
+    frequent phrase, and OBELICS' last step, which joins neighbouring texts and asks for a text and an image.
 
     Args:
         images: where images come from, such as `web.image_fetch.WebImages`; None = those that documents carry already.
@@ -124,34 +131,46 @@ def mint1t(
         *image_dedup(distance=distance),
         ImageCount(1, ANY),
         *bloom_dedup(min_ngram=13, max_ngram=13, threshold=0.8, rate=0.01, shards=shards),
+        *phrase_dedup(),
         FinalProcessing(),
         ReplacePII(),
     ]
 
 
 def obelics(
-    images: ImageSource | None = None, *, classifier: Classifier | None = None, **fields: Any
+    images: ImageSource | None = None,
+    *,
+    classifier: Classifier | None = None,
+    lists: WordLists | None = None,
+    language_model: Path | str | None = None,
 ) -> list[Step | Barrier]:
     """OBELICS (arXiv 2306.16527, §3.2 and 3.3), for pages of the web: its rules, then what occurs too often.
 
-    Off, since each needs a file of yours: common words, perplexity. Left out: lists of opted-out images.
+    Left out: the bound on perplexity, and lists of opted-out images.
 
     Args:
         images: where images come from; None = those that documents carry already.
         classifier: of unsafe images, see `SafeImages`; None = no such step.
-        fields: of `DocumentRules`.
+        lists: words and characters to look up; the bound on common words holds where there is a list of them.
+        language_model: a fastText model such as lid.176.bin; None = py3langid decides.
     """
+    lists = lists or WordLists()
+    model = Path(language_model) if language_model else None
+    paragraph, document = (
+        replace(rules, lists=lists, language_model=model, min_common_words=bound if lists.common_words else None)
+        for rules, bound in ((PARAGRAPH, 0.8), (DOCUMENT, 0.9))
+    )
     return [
         LoadImages(images),
         ImageShape(),
-        ParagraphRules(),
+        ParagraphRules(paragraph),
         ImageCount(1, 30),
-        DocumentRules(**fields),
+        DocumentRules(document),
         *image_address_dedup(),
         *([SafeImages(classifier)] if classifier else []),
         UrlDedup(),
         ImageCount(1, 30),
         *line_dedup(),
         ImageSetDedup(),
-        FinalProcessing(),
+        FinalProcessing(lists=lists),
     ]

@@ -112,6 +112,14 @@ def special_table(characters: str | None) -> np.ndarray:
     return table
 
 
+def is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which values are in `known`, which is sorted: bool, like `values`."""
+    if not len(known):
+        return np.zeros(len(values), dtype=bool)
+    found: np.ndarray = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
@@ -129,7 +137,7 @@ def _of_characters(text: np.ndarray, bounds: np.ndarray, lists: WordLists, size:
     owner = np.repeat(np.arange(len(bounds) - 1), np.diff(first))
 
     def count(mask: np.ndarray) -> np.ndarray:
-        counts: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(mask)])[first])
+        counts: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])[first])
         return counts
 
     in_run = _run_table()[codes]
@@ -153,10 +161,7 @@ def _of_words(words: Words, lists: WordLists, size: int) -> Ratios:
 
 
 def _share(words: Words, lists: WordLists, name: str) -> np.ndarray:
-    known = lists.hashes[name]
-    place = np.minimum(np.searchsorted(known, words.hashes), max(len(known) - 1, 0))
-    found = known[place] == words.hashes if len(known) else np.zeros(len(words.hashes), dtype=bool)
-    return _ratio(words.per_document(found), words.counts)
+    return _ratio(words.per_document(is_in(words.hashes, lists.hashes[name])), words.counts)
 
 
 def _ngram_counts(values: np.ndarray, owner: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +199,8 @@ def _words(text: np.ndarray, bounds: np.ndarray, special: str | None) -> Words:
     wide = np.flatnonzero(text >= 0xC2)
     inside[wide] = ~table[code_points(data, wide)]
     at = np.flatnonzero(inside)
-    gap = np.cumsum(space)[at] + np.searchsorted(bounds, at, side="right")  # differs between any two words
+    # Spaces and texts before each character: differs between any two words, and nowhere inside one.
+    gap = (np.cumsum(space, dtype=np.int32) + np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)))[at]
     edge = np.flatnonzero(np.diff(gap)) + 1
     begins = np.concatenate([np.zeros(min(1, len(at)), dtype=np.int64), edge])
     starts, last = at[begins], at[np.append(edge, len(at))[: len(begins)] - 1]
