@@ -17,8 +17,8 @@ from bloomery.worlds.interleaved_pages import PAGES_PER_HOST, SHAPES, illustrate
 from bloomery.worlds.latex_papers import known_papers
 
 
-@settings(max_examples=8)
-@given(st.integers(1, 60), st.integers(0, 1000))
+@settings(max_examples=6)
+@given(st.integers(1, 40), st.integers(0, 1000))
 def test_the_pages_hold_their_truth_in_order(count: int, seed: int) -> None:
     web = illustrated_web(count, seed)
     assert web == illustrated_web(count, seed)
@@ -42,9 +42,9 @@ def test_the_pages_hold_their_truth_in_order(count: int, seed: int) -> None:
 
 def test_what_is_planted_can_be_found() -> None:
     image = pytest.importorskip("PIL.Image", reason="needs the extra `interleave`")
-    web = illustrated_web(200, 3)
-    assert 8 <= sum(page.copy_of >= 0 for page in web.pages) <= 35
-    assert 2 <= sum(page.is_banned for page in web.pages) <= 22
+    web = illustrated_web(120, 3)
+    assert 3 <= sum(page.copy_of >= 0 for page in web.pages) <= 25
+    assert 1 <= sum(page.is_banned for page in web.pages) <= 16
     assert set(web.shapes.values()) == set(SHAPES)
     equal = Counter(hashlib.sha256(web.images[address]).hexdigest() for address in web.shapes)
     assert max(equal.values()) == 1  # no good image looks repeated
@@ -57,7 +57,7 @@ def test_what_is_planted_can_be_found() -> None:
     assert min(headers.values()) >= PAGES_PER_HOST * 0.6
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000))
 def test_papers_are_read_as_they_are_meant(seed: int) -> None:
     (paper,) = known_papers(1, seed)

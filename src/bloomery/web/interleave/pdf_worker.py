@@ -11,6 +11,7 @@ left corner of the page; a page whose text runs in another direction is turned f
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import json
 import os
@@ -52,7 +53,9 @@ def main() -> None:
         except MemoryError:
             answer, blobs = {"refused": "needs too much memory"}, []
         except Exception as error:  # of the binding: one file must not end the run
-            answer, blobs = {"refused": f"cannot be read: {type(error).__name__}: {error}"[:200]}, []
+            full = isinstance(error, OSError) and error.errno == errno.ENOMEM  # while a module is loaded
+            reason = "needs too much memory" if full else f"cannot be read: {type(error).__name__}: {error}"
+            answer, blobs = {"refused": reason[:200]}, []
         write_message(out, answer, b"".join(blobs))
 
 
