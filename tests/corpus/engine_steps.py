@@ -188,3 +188,15 @@ def _kill_at_a_rename(moment: str, number: int) -> None:
 if "ENGINE_TEST_KILL" in os.environ:  # set for child processes of one test; their workers import this module as well
     _moment, _number = os.environ["ENGINE_TEST_KILL"].split()
     _kill_at_a_rename(_moment, int(_number))
+
+
+@dataclass(frozen=True)
+class AtMost(Step):
+    """Takes three documents at a time, and writes down how many it got."""
+
+    max_rows = 3
+    writes = ("rows",)
+
+    def __call__(self, batch):
+        assert batch.num_rows <= 3
+        return with_column(batch, "rows", pa.array([batch.num_rows] * batch.num_rows, pa.int64()))

@@ -101,6 +101,17 @@ def test_engines_write_the_same_bytes(inputs, expected, tmp_path):
     assert report.to_dict(timings=False) == json.loads(expected["report.json"])
 
 
+def test_a_step_that_takes_few_documents_gets_few(inputs, tmp_path):
+    few = [WordCount(), engine_steps.AtMost(), engine_steps.AtLeast("words", 30), Picky(), engine_steps.AtMost()]
+    report = run(few, inputs, tmp_path / "few", quiet=True)
+    whole = run([WordCount(), engine_steps.AtLeast("words", 30), Picky()], inputs, tmp_path / "whole", quiet=True)
+    assert all_texts(tmp_path / "few") == all_texts(tmp_path / "whole")
+    assert (report.documents_out, report.text_bytes_out) == (whole.documents_out, whole.text_bytes_out)
+    assert report.steps[3].dropped == whole.steps[2].dropped
+    rows = pq.read_table(next((tmp_path / "few").glob("00000*.parquet")))["rows"].to_pylist()
+    assert set(rows) <= {1, 2, 3}
+
+
 def test_nothing_but_the_result_is_left(inputs, tmp_path):
     run(STEPS, inputs, tmp_path, quiet=True)
     assert not list(tmp_path.rglob("*.arrow"))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from bloomery import corpus
 from bloomery.core.config import decode
 from bloomery.core.errors import ConfigError, DataError
+from bloomery.corpus.documents import SCHEMA
 from bloomery.corpus.fasttext_bin import FastTextModel
 from bloomery.corpus.interleaved import Part, aligned, from_aligned, from_parts, parts_of
 from bloomery.corpus.interleaved.document_rules import DocumentRules, ImageAddressBan, ImageCount
@@ -32,6 +33,7 @@ from bloomery.corpus.interleaved.text_ratios import normalized, plain_spaces, pr
 from bloomery.corpus.interleaved.text_rules import DOCUMENT, PARAGRAPH, TextRules
 from bloomery.corpus.interleaved.word_lists import WordLists, common_words
 from bloomery.corpus.ngram_lm import NGramModel
+from bloomery.corpus.pii import ReplacePII
 from bloomery.corpus.steps import DROP, kept, take_removed
 
 PROSE = "The cat sat on the mat, and then it looked at all of us for a while."
@@ -286,6 +288,12 @@ def test_common_words_of_a_corpus(tmp_path: Path) -> None:
             WordLists.load(lists)
 
 
+def test_counting_common_words_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloomery.corpus.interleaved.word_lists.PRUNE", 4)
+    batches = [corpus.from_texts([f"the the the cat cat w{i} v{i}"]) for i in range(50)]
+    assert common_words(batches, 2) == ("the", "cat")
+
+
 def test_control_characters_and_punctuation() -> None:
     assert printing("a\x00b\nc\t\x85d") == "ab\nc\td"
     assert printing("a\x00b\nc\t\x85d", keep_lines=False) == "abcd"
@@ -337,6 +345,22 @@ def test_bytes_and_metadata_of_images_are_not_touched() -> None:
     document = [Part("no"), Part(image=b"\x89PNG", ref="i", meta={"alt": "x"}), Part(PROSE), Part(image=b"2", ref="j")]
     (found,) = parts_of(ParagraphRules()(from_parts([document])))
     assert found == [document[1], document[2], document[3]]
+
+
+def test_parts_of_no_known_kind_and_documents_without_a_list() -> None:
+    rows = [
+        {"id": "a", "parts": [{"kind": "video", "text": PROSE}, {"kind": "text", "text": None}, {"kind": "image"}]},
+        {"id": "b", "parts": None},
+        {"id": "c", "parts": [{"kind": "text", "text": PROSE}]},
+    ]
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+    for step, left in ((ParagraphRules(), [1, 0, 1]), (ReplacePII(), [1, 0, 1]), (FinalProcessing(), [1, 0, 1])):
+        found = step(batch)
+        assert [len(parts) for parts in parts_of(found)] == left
+        assert [len(parts) for parts in parts_of(step(batch.slice(1)))] == left[1:]
+    assert reasons(ParagraphRules()(batch)) == [None, "nothing left", None]
+    assert reasons(ImageCount()(batch)) == [None, "too few images", "too few images"]
+    assert reasons(DocumentRules(TextRules(min_stop_words=None))(batch)) == ["too few words", "too few words", None]
 
 
 def test_number_and_addresses_of_images() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import io
 import json
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from bloomery import corpus
 from bloomery.core.errors import ConfigError, StorageError
 from bloomery.corpus.interleaved import Part, from_parts, parts_of
-from bloomery.corpus.interleaved.images import LoadImages, Missing
+from bloomery.corpus.interleaved.images import FetchImages, LoadImages, Missing
 from bloomery.corpus.steps import REMOVED
+from bloomery.web import WarcWriter, read_documents
 from bloomery.web.image_cache import Entry, ImageCache, turn_of
 from bloomery.web.image_fetch import WebImages, opted_out
 
@@ -113,6 +116,16 @@ def test_everything_is_remembered_failures_too(site, reply, images):
     assert site.counts["/a.png"] == 2
 
 
+def test_prepared_images_are_not_asked_for_again(site, reply, images):
+    site.routes = {"/a.png": reply(png()), "/robots.txt": reply(b"")}
+    urls = [site.url("/a.png"), site.url("/gone.png"), "nonsense"]
+    batch = from_parts([[Part(ref=url) for url in urls]])
+    assert FetchImages(images())(batch) is batch
+    count = len(site.log)
+    assert images().get(urls) == [png(), Missing("not fetched: http_404"), Missing("not an address of the web")]
+    assert len(site.log) == count
+
+
 def test_passing_failures_are_tried_again_at_once(site, reply, images):
     calls = []
 
@@ -131,7 +144,7 @@ def test_a_silent_host_is_left_alone(images, site):
     assert {e.reason for e in source.get([f"{dead}/{n}" for n in range(3)])} == {"not fetched: refused_address"}
     dead = "http://127.0.0.1:1025"
     answers = source.get([f"{dead}/{n}.png" for n in range(8)])
-    assert [a.reason for a in answers] == ["not fetched: connect"] * 3 + ["not fetched: host_down"] * 5
+    assert [a.reason for a in answers] == ["not fetched: connect"] * 2 + ["not fetched: host_down"] * 6
 
 
 def test_a_host_is_asked_slowly_by_several_processes_together(site, reply, images, tmp_path):
@@ -256,3 +269,28 @@ def test_what_decides_the_result_is_in_the_fingerprint(images, tmp_path):
     for fields in ({"concurrency": 0}, {"timeout": 0.0}, {"max_bytes": 0}):
         with pytest.raises(ConfigError, match="WebImages"):
             images(**fields)
+
+
+def test_a_run_over_the_network_ends_the_same_inline_and_on_processes_and_asks_nothing_twice(site, reply, tmp_path):
+    site.fallback = lambda path: reply(png(), delay=0.01) if path.endswith(".png") else reply(b"", 404)
+    (tmp_path / "in").mkdir()
+    for file in range(3):
+        writer = WarcWriter(tmp_path / "in", f"pages-{file}", "test")
+        for n in range(6):
+            images = "".join(f'<p>Words before image {k}.</p><img src="{site.url(f"/{n}-{k}.png")}">' for k in range(2))
+            page = f"{images}<img src={site.url('/gone')}>".encode()
+            writer.write_page(f"http://a.example/{file}/{n}", 200, "OK", [("Content-Type", "text/html")], page, {})
+        writer.close()
+    read = functools.partial(read_documents, extract="interleaved")
+    found = []
+    for engine in ("inline", "processes"):
+        site.log.clear()
+        source = WebImages(tmp_path / engine / "cache", allow_private=True, per_host_delay=0.0)
+        steps = [FetchImages(source), LoadImages(source)]
+        out = tmp_path / engine / "out"
+        report = corpus.run(steps, tmp_path / "in", out, read=read, engine=engine, workers=3, quiet=True)
+        assert report.steps[2].removed == {"not fetched: http_404": 18}
+        assert site.counts == {path: 1 for path in site.counts}
+        assert len(site.counts) == 12 + 2
+        found.append([path.read_bytes() for path in sorted(out.glob("0*.parquet"))])
+    assert found[0] == found[1]

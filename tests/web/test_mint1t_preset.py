@@ -15,7 +15,6 @@ from bloomery.core.errors import ConfigError
 from bloomery.corpus import Report, plan, preset, run
 from bloomery.corpus.interleaved import WordLists, parts_of
 from bloomery.corpus.interleaved.images import GivenImages
-from bloomery.corpus.interleaved.presets import BATCH_ROWS
 from bloomery.corpus.interleaved.webdataset import read_webdataset
 from bloomery.corpus.readers import read_documents as read_corpus
 from bloomery.web import read_documents
@@ -26,7 +25,7 @@ for module in ("pypdfium2", "selectolax", "PIL"):
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import the classifier by name
 from mint1t_world import World, make  # noqa: E402
 
-READ = functools.partial(read_documents, extract="interleaved", batch_rows=BATCH_ROWS)
+READ = functools.partial(read_documents, extract="interleaved")
 
 
 def nothing_unsafe(pixels: np.ndarray) -> np.ndarray:
@@ -114,6 +113,13 @@ def test_batches_do_not_change_the_documents(world, inline, tmp_path):
     run(steps(world), world.folder, tmp_path, read=read, quiet=True)
     for path in sorted(inline.glob("0*.parquet")):
         assert pq.read_table(path) == pq.read_table(tmp_path / path.name)
+
+
+def test_a_logo_may_cost_the_image_alone(world, tmp_path):
+    report = run(steps(world, banned="image"), world.folder, tmp_path, read=READ, quiet=True)
+    by_name = {step.name: step for step in report.steps}
+    assert "ImageAddressBan" not in by_name
+    assert by_name["ImageShape"].removed["banned word in the address"] == 3
 
 
 def test_the_plan_knows_the_inputs(world):

@@ -187,9 +187,7 @@ def _reader(options: Options) -> Any:
 
     if not (options.interleaved or _is_interleaved(options)):
         return read_documents
-    from bloomery.corpus.interleaved.presets import BATCH_ROWS
-
-    return functools.partial(read_documents, extract="interleaved", batch_rows=BATCH_ROWS)
+    return functools.partial(read_documents, extract="interleaved")
 
 
 def _image_source(options: Options) -> Any:

@@ -37,6 +37,7 @@ RATE = 10e6  # bytes of text per second and core of a step that is not in:
 RATES = {
     "read": 150e6, "extract": 2e6, "Language": 35e6, "Length": 250e6, "Symbols": 60e6, "Repetition": 45e6,
     "Score": 55e6, "Select": 900e6, "Split": 900e6, "ExactDedup": 60e6, "NearDedup": 14e6, "BloomDedup": 24e6,
+    "FetchImages": 0.5e6, "LoadImages": 4e6, "HashImages": 3e6,  # five images a document
 }  # fmt: skip
 
 

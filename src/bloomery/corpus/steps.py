@@ -78,6 +78,11 @@ class _Declared:
 class Step(_Declared, ABC):
     """A local step: subclasses are dataclasses with `__call__(batch) -> batch`. It must accept an empty batch."""
 
+    @property
+    def max_rows(self) -> int | None:
+        """Most documents of a batch, for a step that makes documents large; None: as they come."""
+        return None
+
     @abstractmethod
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with new columns, dropped documents marked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,16 +70,7 @@ def process(job: Job, segment: Segment, read: Reader, progress: Callable[[int], 
             if outputs is None:
                 outputs = stack.enter_context(_Outputs(job, segment, batch))
             progress(batch.num_rows)
-            for index, step in enumerate(segment.steps, start=1):
-                batch = outputs.remove(tally, index - 1, batch)
-                if batch.num_rows == 0:
-                    break
-                batch = _run_step(step, batch, tally.steps[index])
-            else:
-                batch = outputs.remove(tally, len(segment.steps), batch)
-            if batch.num_rows:
-                tally.count_out(batch)
-                outputs.write(batch, tally)
+            _through(segment.steps, 0, batch, outputs, tally)
         if outputs is None:
             outputs = stack.enter_context(_Outputs(job, segment, pa.RecordBatch.from_pylist([], schema=SCHEMA)))
     write_json(job.record, {"key": job.key, "sketch_seconds": tally.sketch_seconds, "report": tally.report().to_dict()})
@@ -130,6 +121,24 @@ def _decided_batches(job: Job) -> Iterator[pa.RecordBatch]:
 
 
 # ------------------------------------------------------------------------------------------------------------ running
+
+
+def _through(steps: Sequence[Step], done: int, batch: pa.RecordBatch, outputs: _Outputs, tally: _Tally) -> None:
+    """Send a batch through the steps after the first `done`; before a step that takes few documents it is cut."""
+    for index, step in enumerate(steps[done:], start=done + 1):
+        batch = outputs.remove(tally, index - 1, batch)
+        if batch.num_rows == 0:
+            return
+        if step.max_rows is not None and batch.num_rows > step.max_rows:
+            for start in range(0, batch.num_rows, step.max_rows):
+                piece = _run_step(step, batch.slice(start, step.max_rows), tally.steps[index])
+                _through(steps, index, piece, outputs, tally)
+            return
+        batch = _run_step(step, batch, tally.steps[index])
+    batch = outputs.remove(tally, len(steps), batch)
+    if batch.num_rows:
+        tally.count_out(batch)
+        outputs.write(batch, tally)
 
 
 def _run_step(step: Step, batch: pa.RecordBatch, stats: StepStats) -> pa.RecordBatch:

@@ -37,8 +37,7 @@ def read_documents(
 ) -> Iterator[pa.RecordBatch]:
     """The pages of a web archive, an HTML file or a folder of them as documents; others go to `corpus.read_documents`.
 
-    A PDF file or the LaTeX source of a paper is one document of text and images in reading order. Batches have at most
-    `batch_rows` documents (tables of texts: those of `corpus.read_documents`).
+    A PDF file or the LaTeX source of a paper is one document of text and images in reading order.
 
     `extract` is `main` (the article), `full` (all that is visible) or `trafilatura`; or `interleaved` for texts and
     images in reading order, `obelics` for exactly those of the reference (`interleave.html`). `meta` holds status,
@@ -63,9 +62,7 @@ def read_documents(
         yield read_paper(path)
         return
     else:
-        for batch in read_corpus(path):
-            step = batch_rows if extract in INTERLEAVED else max(batch.num_rows, 1)  # images may come to few documents
-            yield from (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
+        yield from read_corpus(path)
         return
     while chunk := list(_up_to(rows, batch_rows)):
         contents, urls, metas, reasons = zip(*chunk, strict=True)

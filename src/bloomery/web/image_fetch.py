@@ -37,7 +37,7 @@ from bloomery.web.urls import canonical, host_of
 T = TypeVar("T")
 
 OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex")
-SILENT_LIMIT = 3  # requests in a row without any answer before a host is left alone for `retry_after`
+SILENT_LIMIT = 2  # requests in a row without any answer before a host is left alone for `retry_after`
 PATIENCE = 10.0  # longest wait that a server may ask for before another try, in seconds
 _SILENT = ("timeout", "dns", "connect")
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # not names of robots
@@ -51,9 +51,10 @@ class WebImages:
         cache: folder of the answers; the same one in every run over the same pages, and on every machine of a cluster.
         max_bytes: of one image, before and after its content coding.
         timeout: seconds for a request, all in all.
+        connect_timeout: seconds until a connection.
         concurrency: requests at once of one process.
         per_host_delay: seconds between the starts of two requests to a host; Crawl-delay can only raise it.
-        retries: further tries after a passing failure (429, 5xx, timeout, broken connection).
+        retries: further tries after a passing failure of a host that answers (429, 5xx, broken connection).
         retry_after: seconds after which a passing failure is tried again in a later run.
         opt_out: values of X-Robots-Tag that forbid the use; none: the header is not looked at.
         user_agent: who we say we are, to servers and to robots.txt.
@@ -64,8 +65,9 @@ class WebImages:
 
     cache: Path
     max_bytes: int = 10 << 20
-    timeout: float = 30.0
-    concurrency: int = 64
+    timeout: float = 20.0
+    connect_timeout: float = 5.0
+    concurrency: int = 128
     per_host_delay: float = 0.1
     retries: int = 1
     retry_after: float = 3600.0
@@ -79,18 +81,29 @@ class WebImages:
         for name, low in (("max_bytes", 1), ("concurrency", 1), ("retries", 0), ("per_host_delay", 0)):
             if not getattr(self, name) >= low:
                 raise ConfigError(f"{name}={getattr(self, name)!r}", where="WebImages", fix=f"{low} or more")
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout={self.timeout!r}", where="WebImages", fix="seconds, more than 0")
+        for name in ("timeout", "connect_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}", where="WebImages", fix="seconds, more than 0")
+
+    def prepare(self, addresses: Sequence[str]) -> None:
+        """Fetch what the cache does not have."""
+        cache = self._cache()
+        todo = [url for url in addresses if cache.get(url) is None]
+        if todo:
+            _run(_Session(self, cache).fetch(todo))
 
     def get(self, addresses: Sequence[str]) -> list[bytes | Missing]:
         """The images at these addresses, from the cache where it has them."""
-        cache = ImageCache(self.cache, digest(self.fingerprint()), self.retry_after)
+        cache = self._cache()
         found = {url: cache.get(url) for url in addresses}
         todo = [url for url, entry in found.items() if entry is None]
         if todo:
-            found |= _run(_Session(self, cache).fetch(todo))
+            _run(_Session(self, cache, found).fetch(todo))
         entries = [found[url] or Entry(reason="not fetched") for url in addresses]
         return [Missing(entry.reason) if entry.reason else entry.body for entry in entries]
+
+    def _cache(self) -> ImageCache:
+        return ImageCache(self.cache, digest(self.fingerprint()), self.retry_after)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides which images come: limits and manners, not the speed."""
@@ -100,32 +113,36 @@ class WebImages:
 
 
 class _Session:
-    """One batch of addresses in one event loop."""
+    """One batch of addresses in one event loop; the answers go into the cache, and into `found` where it is given."""
 
-    def __init__(self, settings: WebImages, cache: ImageCache) -> None:
-        self._settings, self._cache = settings, cache
+    def __init__(self, settings: WebImages, cache: ImageCache, found: dict[str, Entry | None] | None = None) -> None:
+        self._settings, self._cache, self._found = settings, cache, found
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._robots = RobotsCache(self._get_robots, settings.user_agent)
 
-    async def fetch(self, addresses: Sequence[str]) -> dict[str, Entry]:
-        """The answers; hosts are asked at the same time, addresses of one host one after the other."""
+    async def fetch(self, addresses: Sequence[str]) -> None:
+        """Ask for them; hosts are asked at the same time, addresses of one host one after the other."""
         hosts: dict[str, list[str]] = {}
-        answers: dict[str, Entry] = {}
         for address in addresses:
             try:
                 hosts.setdefault(host_of(canonical(address)), []).append(address)
             except WebError:
-                answers[address] = Entry(reason="not an address of the web")
+                self._keep(address, Entry(reason="not an address of the web"))
         settings = self._settings
 
         async def ask(urls: list[str]) -> None:
             for url in urls:
-                answers[url] = await self._entry(url)
+                self._keep(url, await self._entry(url))
 
-        async with Fetcher(
-            Guard(settings.allow_private, settings.allow_networks), settings.user_agent,
-            max_bytes=settings.max_bytes, timeout=settings.timeout, accept="image/*,*/*;q=0.1",
-        ) as self._fetcher:  # fmt: skip
+        self._fetcher = Fetcher(
+            Guard(settings.allow_private, settings.allow_networks),
+            settings.user_agent,
+            max_bytes=settings.max_bytes,
+            connect_timeout=settings.connect_timeout,
+            timeout=settings.timeout,
+            accept="image/*,*/*;q=0.1",
+        )
+        async with self._fetcher:
             tasks = [asyncio.create_task(ask(urls)) for urls in hosts.values()]
             try:
                 await asyncio.gather(*tasks)
@@ -133,7 +150,10 @@ class _Session:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return answers
+
+    def _keep(self, address: str, entry: Entry) -> None:
+        if self._found is not None:
+            self._found[address] = entry
 
     async def _entry(self, address: str) -> Entry:
         """The answer for an address, after redirects and further tries; it is in the cache then."""
@@ -142,7 +162,8 @@ class _Session:
             try:
                 answer = await self._ask(url, address)
             except FetchError as error:
-                if error.passing and attempt < self._settings.retries and error.retry_after <= PATIENCE:
+                again = error.passing and error.kind not in _SILENT and attempt < self._settings.retries
+                if again and error.retry_after <= PATIENCE:
                     await asyncio.sleep(backoff(attempt, error.retry_after))
                     attempt += 1
                     continue

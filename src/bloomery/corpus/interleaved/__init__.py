@@ -11,7 +11,7 @@ from typing import Any
 from bloomery.corpus.interleaved.parts import Part, aligned, from_aligned, from_parts, parts_of, token_text
 
 _HOME = {
-    "images": ("FolderImages", "GivenImages", "LoadImages", "Missing"),
+    "images": ("FetchImages", "FolderImages", "GivenImages", "LoadImages", "Missing"),
     "image_filters": ("ImageShape", "SafeImages"),
     "image_hash": ("HashImages",),
     "image_dedup": ("CutImages", "ImageDedup", "image_dedup"),

@@ -52,7 +52,9 @@ class ImageDedup(Barrier):
 
     Args:
         most: images of the corpus that may be (nearly) equal.
-        distance: bits in which nearly equal hashes may differ; 0 to 8, or None to compare SHA-256 alone.
+        distance: bits in which nearly equal hashes may differ; 0 to 8, or None to compare SHA-256 alone. A hash has some
+            45 to 60 bits' worth of chance, and 4 bits of distance are 680,000 hashes: beyond some ten million images
+            take fewer, or strangers count as neighbours.
         within: whether repeats inside a document are removed.
     """
 
@@ -72,9 +74,9 @@ class ImageDedup(Barrier):
         return (CUT,)
 
     def plan(self, documents: int, bytes: int) -> Plan:
-        """About 100 bytes per image while deciding, 30 on disk."""
+        """160 bytes per image while deciding, 30 on disk."""
         images = documents * DOCUMENT_IMAGES
-        return Plan(ram_bytes=100 * images, disk_bytes=30 * images)
+        return Plan(ram_bytes=160 * images, disk_bytes=30 * images)
 
     def sketch(self, batch: pa.RecordBatch) -> pa.Table:
         """Lists with an entry per image: `place`, `sha` (64 bits of the SHA-256), `phash`; null where not known."""

@@ -38,7 +38,8 @@ class ImageShape(Step):
         html_aspect: longest allowed longer side over shorter side on pages.
         paper_aspect: the same in PDF files and LaTeX sources.
         formats: as the metadata says (`LoadImages` writes it); None = any.
-        banned: an image whose address contains one of these goes. (MINT-1T drops the whole document.)
+        banned: an image whose address (not a name inside of a paper) contains one of these goes, in either case.
+            (MINT-1T drops the whole document.)
     """
 
     min_side: int = 150
@@ -75,7 +76,7 @@ class ImageShape(Step):
 
     def reason(self, ref: str, meta: Mapping[str, Any], aspect: float) -> str | None:
         """Why an image with this address and metadata goes, or None."""
-        if any(word in ref.lower() for word in self.banned):
+        if "://" in ref and any(word in ref.lower() for word in self.banned):
             return "banned word in the address"
         kind = None if self.formats is None else meta.get("format")
         known_as = {"jpeg": "jpg"}.get(str(kind), kind)

@@ -41,6 +41,9 @@ class Missing(NamedTuple):
 class ImageSource(Protocol):
     """Where images come from."""
 
+    def prepare(self, addresses: Sequence[str]) -> None:
+        """Many addresses that `get` will be asked for, some at a time: the moment to fetch them side by side."""
+
     def get(self, addresses: Sequence[str]) -> list[bytes | Missing]:
         """The bytes of every address, in order; they come without repeats."""
 
@@ -53,6 +56,9 @@ class GivenImages:
     """Images by their address, in memory."""
 
     images: Mapping[str, bytes]
+
+    def prepare(self, addresses: Sequence[str]) -> None:
+        """Nothing to do."""
 
     def get(self, addresses: Sequence[str]) -> list[bytes | Missing]:
         """Those that are given."""
@@ -73,6 +79,9 @@ class FolderImages:
 
     folder: Path
     max_bytes: int = 10 << 20
+
+    def prepare(self, addresses: Sequence[str]) -> None:
+        """Nothing to do."""
 
     def get(self, addresses: Sequence[str]) -> list[bytes | Missing]:
         """The files' bytes."""
@@ -97,6 +106,25 @@ class FolderImages:
         except (OSError, ValueError):
             return Missing("cannot be read")
         return data if len(data) <= self.max_bytes else Missing("too many bytes")
+
+
+@dataclass(frozen=True)
+class FetchImages(Step):
+    """Let the source fetch what `LoadImages` will ask for, hundreds of documents at a time; they do not change.
+
+    The slowest host holds up a batch: the more addresses a batch has, the less that counts.
+    """
+
+    source: ImageSource
+    document_images: int = 100
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The same documents."""
+        wanted: dict[str, None] = {}
+        for parts in parts_of(batch):
+            wanted.update(dict.fromkeys(_absent(parts, self.document_images)))
+        self.source.prepare(list(wanted))
+        return batch
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,11 @@ class LoadImages(Step):
         """The parts."""
         return ("parts",)
 
+    @property
+    def max_rows(self) -> int:
+        """So few that their images stay below 2 GB, Arrow's bound for a column."""
+        return max(1, min(512, (1 << 30) // self.document_bytes))
+
     def plan(self, documents: int, bytes: int) -> Plan:
         """Images pass through the intermediate files and the output."""
         return Plan(disk_bytes=2 * documents * DOCUMENT_IMAGES * IMAGE_BYTES)
@@ -151,8 +184,7 @@ class LoadImages(Step):
             wanted.clear()
 
         for parts in parts_of(batch):
-            images = [part for part in parts if part.is_image][: self.document_images]
-            absent = [part.ref for part in images if part.image is None and part.ref]
+            absent = _absent(parts, self.document_images)
             if len(wanted) + len(absent) > AT_ONCE:
                 settle()
             waiting.append(parts)
@@ -188,3 +220,9 @@ class LoadImages(Step):
             return "too many pixels"
         size = {"width": header.width, "height": header.height, "format": header.kind}
         return replace(part, image=data, meta={**part.meta, **size, "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _absent(parts: Sequence[Part], most: int) -> list[str]:
+    """The addresses of the images, among the first `most`, that have no bytes."""
+    images = [part for part in parts if part.is_image][:most]
+    return [part.ref for part in images if part.image is None and part.ref]

@@ -1,8 +1,8 @@
 """Whole pipelines for documents of text and images: MINT-1T's and OBELICS'. Each returns steps for `corpus.run`.
 
-The documents are read by `functools.partial(web.read_documents, extract="interleaved", batch_rows=BATCH_ROWS)`, few at
-a time, since they carry their images from the moment these are loaded. What the papers take from elsewhere is given by
-the caller: a classifier for unsafe images, ban lists of addresses, a fastText model for languages.
+The documents are read by `functools.partial(web.read_documents, extract="interleaved")`. What the papers take from
+elsewhere is given by the caller: a classifier for unsafe images, ban lists of addresses, a fastText model for
+languages.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,12 @@ from bloomery.corpus.interleaved.corpus_dedup import (
     line_dedup,
     phrase_dedup,
 )
-from bloomery.corpus.interleaved.document_rules import DocumentRules, ImageAddressBan, ImageCount
+from bloomery.corpus.interleaved.document_rules import MINT_BANS, DocumentRules, ImageAddressBan, ImageCount
 from bloomery.corpus.interleaved.final_processing import FinalProcessing
 from bloomery.corpus.interleaved.image_dedup import image_dedup
 from bloomery.corpus.interleaved.image_filters import PAPERS, Classifier, ImageShape, SafeImages
 from bloomery.corpus.interleaved.image_hash import HashImages
-from bloomery.corpus.interleaved.images import ImageSource, LoadImages
+from bloomery.corpus.interleaved.images import FetchImages, ImageSource, LoadImages
 from bloomery.corpus.interleaved.paragraph_rules import ParagraphRules
 from bloomery.corpus.interleaved.text_rules import DOCUMENT, PARAGRAPH
 from bloomery.corpus.interleaved.word_lists import WordLists
@@ -47,7 +48,6 @@ from bloomery.corpus.refinedweb.pages import (
 from bloomery.corpus.refinedweb.presets import bans
 from bloomery.corpus.steps import DROP, Barrier, Step, drop_reasons
 
-BATCH_ROWS = 32  # documents read at a time
 ANY = 1 << 30
 
 
@@ -88,6 +88,7 @@ def mint1t(
     banned_words: Sequence[Path | str] = (),
     distance: int | None = 4,
     shards: int = 1,
+    banned: Literal["document", "image"] = "document",
 ) -> list[Step | Barrier]:
     """MINT-1T (arXiv 2406.11271, §3): rules for pages and texts, images, duplicates of images, duplicates of text.
 
@@ -107,13 +108,15 @@ def mint1t(
         banned_words: files of words banned in addresses of pages, see `refinedweb.presets`.
         distance: bits in which the hashes of nearly equal images differ at most; None = only equal images.
         shards: parts that are deduplicated alone for text.
+        banned: what goes when an image's address holds a banned word: the document, as in the paper, or the image alone
+            (in many a page only the header has a logo).
     """
     language: Step = Language(keep="en", threshold=0.65)
     if language_model:
         language = FastTextLanguage(Path(language_model))
     return [
         PagesOnly(ImageCount(1, 30)),
-        PagesOnly(ImageAddressBan()),
+        *([PagesOnly(ImageAddressBan())] if banned == "document" else []),
         *bans(banned_domains, banned_words),
         language,
         PageLength(),
@@ -124,8 +127,8 @@ def mint1t(
         AlphabeticWords(),
         StopWords(),
         MassiveRepetition(),
-        LoadImages(images),
-        ImageShape(),
+        *_load(images),
+        ImageShape(banned=MINT_BANS if banned == "image" else ()),
         *([HashImages()] if distance is not None else []),
         *([SafeImages(classifier)] if classifier else []),
         *image_dedup(distance=distance),
@@ -135,6 +138,10 @@ def mint1t(
         FinalProcessing(),
         ReplacePII(),
     ]
+
+
+def _load(images: ImageSource | None) -> list[Step | Barrier]:
+    return [*([FetchImages(images)] if images is not None else []), LoadImages(images)]
 
 
 def obelics(
@@ -161,7 +168,7 @@ def obelics(
         for rules, bound in ((PARAGRAPH, 0.8), (DOCUMENT, 0.9))
     )
     return [
-        LoadImages(images),
+        *_load(images),
         ImageShape(),
         ParagraphRules(paragraph),
         ImageCount(1, 30),
