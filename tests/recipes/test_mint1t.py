@@ -129,7 +129,7 @@ def test_agreement_of_two_readings() -> None:
     assert real.agreement(paragraphs, [["z"] * 20, *paragraphs[:3]]).found == 3
     assert real.agreement([["too", "short"]], paragraphs) == (0, 0, 0, None)
     source = "Title\n=====\n\nWords of :mod:`a.b` and `this <http://x>`_.\n\n.. image:: figs/one.png\n\n::\n\n    code"
-    assert real.rst_pieces(source) == [["words", "of", "a", "b", "and", "this"], "one.png"]
+    assert real.rst_pieces(source) == [["words", "of", "a", "b", "and", "this"], "one"]
 
 
 # ------------------------------------------------------------------------------------------------------- small model

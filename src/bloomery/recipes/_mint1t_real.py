@@ -92,11 +92,15 @@ def pieces(parts: Sequence[Part], formulas: bool = True) -> list[Piece]:
     found: list[Piece] = []
     for part in parts:
         if part.text is None:
-            found.append(posixpath.basename(urlsplit(part.ref or "").path))
+            found.append(_stem(urlsplit(part.ref or "").path))
             continue
         for text in part.text.split("\n\n"):
             found.append(words_of(text if formulas else _FORMULA.sub(" ", text)))
     return found
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
 
 
 def words_of(text: str) -> list[str]:
@@ -191,7 +195,7 @@ def rst_pieces(source: str) -> list[Piece]:
     found: list[Piece] = []
     for block in re.split(r"\n\s*\n", source):
         if image := _IMAGE.search(block):
-            found.append(posixpath.basename(image[1]))
+            found.append(_stem(image[1]))
         elif block[:1].isalpha() and not re.search(r"^([=\-~^\"*#+.])\1{2,}$", block, re.MULTILINE):
             found.append(words_of(_ROLE.sub(lambda role: role[1] or role[2] or "", block)))
     return found
