@@ -48,7 +48,7 @@ class Mint1T(Recipe):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"pages": 60, "files": 1, "papers": 3, "trials": 1, "tokens": 10_000, "tests": 10},
         "cpu": {},
-        "gpu": {"pages": 20_000, "files": 32, "papers": 500, "tokens": 200_000_000, "dim": 512, "layers": 8,
+        "gpu": {"pages": 20_000, "files": 32, "papers": 500, "tokens": 50_000_000, "dim": 512, "layers": 8,
                 "batch_size": 64, "rate": 1e-3, "tests": 1_000},
     }  # fmt: skip
 
