@@ -220,6 +220,8 @@ def load_steps(file: Path, language_model: Path | None = None, word_lists: Path 
         from bloomery.corpus.refinedweb.upstream_yaml import load
 
         return load(file, language_model=language_model)
+    from bloomery.corpus.interleaved import FetchImages
+
     values = load_yaml(file)
     if any(str(key).startswith("cond_check_") for key in values):  # OBELICS' filters
         from bloomery.corpus.interleaved.filter_yaml import load as load_filters
@@ -241,7 +243,10 @@ def load_steps(file: Path, language_model: Path | None = None, word_lists: Path 
             name, fields = item, {}
         if not isinstance(name, str) or not isinstance(fields or {}, dict):
             raise ConfigError(f"expected a name or name: {{field: value}}, got {item!r}", where=where)
-        made.append(make_step(name, fields or {}, where))
+        step = make_step(name, fields or {}, where)
+        if name == "LoadImages" and "cache" in (fields or {}):
+            made.append(FetchImages(step.source))
+        made.append(step)
     return made
 
 

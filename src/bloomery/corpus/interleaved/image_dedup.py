@@ -52,9 +52,8 @@ class ImageDedup(Barrier):
 
     Args:
         most: images of the corpus that may be (nearly) equal.
-        distance: bits in which nearly equal hashes may differ; 0 to 8, or None to compare SHA-256 alone. A hash has some
-            45 to 60 bits' worth of chance, and 4 bits of distance are 680,000 hashes: beyond some ten million images
-            take fewer, or strangers count as neighbours.
+        distance: bits in which nearly equal hashes may differ; 0 to 8, or None to compare SHA-256 alone. Of the six
+            million pairs among 3,470 different photographs none are within 4 bits, one is within 8, 20 within 12.
         within: whether repeats inside a document are removed.
     """
 
