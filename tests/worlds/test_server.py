@@ -209,7 +209,13 @@ def test_the_server_dies_with_a_killed_parent(zoo_site: InstalledDocs) -> None:
 def test_command_line(zoo_site: InstalledDocs) -> None:
     folder = os.path.dirname(zoo_site.library.modules["zoo"].file or "")
     command = [sys.executable, "-m", "bloomery.worlds.installed_docs"]
-    with subprocess.Popen([*command, "--packages", folder], stdout=subprocess.PIPE, text=True) as process:
+
+    def interruptible() -> None:  # a suite that runs in the background hands down that SIGINT is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [*command, "--packages", folder], stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         url = re.match(r"http://[\d.:]+", line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,30 +15,7 @@ from bloomery.cli.options import parse, print_json, print_rich
 from bloomery.core.config import decode, load_yaml
 from bloomery.core.errors import ConfigError, nearest
 
-REFINEDWEB = (
-    "AlphabeticWords", "BulletLines", "CollapseNewlines", "CounterLines", "EllipsisLines", "FastTextLanguage",
-    "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
-    "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
-)  # fmt: skip
-INTERLEAVED = (
-    "CutFrequentImages", "CutFrequentLines", "CutImages", "DocumentRules", "FinalProcessing", "HashImages",
-    "ImageAddressBan", "ImageAddressDedup", "ImageCount", "ImageDedup", "ImageSetDedup", "ImageShape", "ImageTokens",
-    "LineDedup", "LoadImages", "ParagraphRules", "PhraseDedup", "UrlDedup",
-)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
-KNOWN = (
-    *DEFAULT,
-    "Score",
-    "Select",
-    "Split",
-    "BloomDedup",
-    "CutParagraphs",
-    "BalancedSample",
-    "Decontaminate",
-    "ReplacePII",
-    *REFINEDWEB,
-    *INTERLEAVED,
-)
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
@@ -54,6 +30,8 @@ Example:
   bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
   bloomery curate crawl/ papers/ corpus/ --recipe mint1t --image-cache images/
   bloomery curate crawl/ corpus/ --plan
+  bloomery curate crawl/ corpus/ --recipe fineweb --strict-reference
+  bloomery curate crawl/ corpus/ --plan --like sample/
 
 `--steps` takes a file of ours, or DCLM's and OBELICS' own configurations, unchanged:
 
@@ -81,13 +59,17 @@ class Options:
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
     recipe: str = ""
-    """A whole pipeline by name instead: refinedweb, dclm, gopher; mint1t or obelics for text with images."""
+    """A whole pipeline by name: refinedweb, dclm, gopher, c4, fineweb; mint1t or obelics for text with images."""
+    strict_reference: bool = False
+    """Decide in `--recipe` as the reference does, quirks included (see the page on curation)."""
+    tokenizer: Literal["whitespace", "spacy"] = "whitespace"
+    """What makes words in gopher, c4 and fineweb; datatrove's decisions take spaCy and the strict reference."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
-    """fastText language model for a recipe, or for DCLM's and OBELICS' own files, such as lid.176.bin."""
+    """fastText language model for recipes and DCLM's and OBELICS' own files, such as lid.176.bin; else py3langid."""
     word_lists: Path | None = None
     """JSON file of word lists for the recipe obelics and OBELICS' own file, such as {"common_words": […]}."""
     interleaved: bool = False
@@ -106,6 +88,8 @@ class Options:
     """Of the survivors; the last two are the layouts of OBELICS and MINT-1T."""
     plan: bool = False
     """Only say what the run would take: documents, memory, disk, time."""
+    like: str | None = None
+    """Output folder (or address) of an earlier run, say of a sample: `--plan` takes its rates and survival."""
     force: bool = False
     """Run although the plan says that memory or disk will not do."""
     resume: bool = True
@@ -123,12 +107,19 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("needs inputs and an output folder", fix="bloomery curate IN… OUT")
     if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
         raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
+    if options.like and not options.plan:
+        raise ConfigError("--like is an earlier run for --plan", fix="add --plan")
+    if options.strict_reference and not options.recipe:
+        raise ConfigError("--strict-reference is for --recipe", fix="in a file, the steps have the field")
     from bloomery import corpus
 
     *inputs, output = options.paths
     steps = _steps(options)
     if options.plan:
-        needs = corpus.plan(steps, inputs, workers=options.workers)
+        from bloomery.corpus.inspection import load_report
+
+        like = load_report(options.like) if options.like else None
+        needs = corpus.plan(steps, inputs, workers=options.workers, like=like)
         if options.json:
             print_json(needs.to_dict())
         else:
@@ -161,9 +152,11 @@ def _steps(options: Options) -> list[Any]:
     if options.recipe:
         from bloomery.corpus.presets import preset
 
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"strict_reference": True} if options.strict_reference else {}
         if _is_interleaved(options):
             fields["images"] = _image_source(options)
+        if options.tokenizer != "whitespace":
+            fields["tokenizer"] = options.tokenizer
         if options.language_model:
             fields["language_model"] = options.language_model
         if options.word_lists:
@@ -266,19 +259,32 @@ def _is_upstream(file: Path) -> bool:
 
 def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") -> Any:
     """One step by its name, with fields checked like any configuration."""
-    from bloomery import corpus
-
-    if name not in KNOWN:
-        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
+    step = find_step(name)
+    if step is None:
+        known = [other for other in _offered() if find_step(other)]
+        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, known))
     if name == "Score":
-        return corpus.Score(_scorer(fields or {}, where))
+        return step(_scorer(fields or {}, where))
     if name == "LoadImages":
         return _load_images(fields or {}, where)
-    if name in INTERLEAVED:
-        home = importlib.import_module("bloomery.corpus.interleaved")
-        return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
-    home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
-    return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
+    return decode(step, fields or {}, where=f"{where} {name}".strip())
+
+
+def find_step(name: str) -> Any:
+    """The class of a step that `corpus`, `corpus.refinedweb` or `corpus.interleaved` offers, or None."""
+    from bloomery import corpus
+
+    found = getattr(_offered()[name], name) if name in _offered() else None
+    parents = (corpus.Step, corpus.Barrier)
+    return found if isinstance(found, type) and issubclass(found, parents) and found not in parents else None
+
+
+def _offered() -> dict[str, Any]:
+    """Every name that the three packages offer, with the package; nothing is loaded for it."""
+    from bloomery import corpus
+    from bloomery.corpus import interleaved, refinedweb
+
+    return {name: home for home in (interleaved, refinedweb, corpus) for name in home.__all__}
 
 
 def _scorer(fields: dict[str, Any], where: str) -> Any:

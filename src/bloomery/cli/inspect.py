@@ -19,6 +19,7 @@ Example:
   bloomery inspect corpus/ --html corpus.html
   bloomery inspect corpus/ --read documents.html --documents 50
   bloomery inspect crawl/pages-00000.warc.gz --read pages.html
+  bloomery inspect s3://bucket/corpus
 
 `--read` shows documents as a reader sees them, text and images in their order; it takes any input of curate, too.
 """
@@ -28,8 +29,8 @@ Example:
 class Options:
     """What to look at."""
 
-    folder: Annotated[Path, Positional]
-    """Output folder of `bloomery curate`; for --read also any file of documents."""
+    folder: Annotated[str, Positional]
+    """Output folder of `bloomery curate`, or its address (s3://…); for --read also any file of documents."""
     html: Path | None = None
     """Write a page to this file instead."""
     read: Path | None = None
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _reader_page(place: Path, documents: int) -> str:
+def _reader_page(place: str, documents: int) -> str:
     if documents < 1:
         raise ConfigError(f"{documents} documents", where="--documents", fix="1 or more")
     from bloomery.corpus.interleaved.reader_page import reader_page

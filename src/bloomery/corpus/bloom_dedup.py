@@ -12,7 +12,7 @@ files. Decisions are made for some thousand paragraphs at a time, exactly as if 
 the n-grams of one such block, which are looked up before the block's own bits are set.
 
 Left out of the reference's modes: "both" and "naive-both", which do not do what they say (see the reference's own
-notes), and "substring".
+notes), and "substring" (whole repeated pieces of any text are `substring_dedup`).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from bloomery.corpus.steps import Barrier, Step
 
 _HOME = {
     "refinedweb": "refinedweb.presets", "dclm": "refinedweb.presets", "gopher": "refinedweb.presets",
+    "c4": "refinedweb.presets", "fineweb": "refinedweb.presets",
     "mint1t": "interleaved.presets", "obelics": "interleaved.presets",
 }  # fmt: skip
 PRESETS = tuple(_HOME)
@@ -24,7 +25,7 @@ def preset(name: str, **options: Any) -> list[Step | Barrier]:
     Raises:
         ConfigError: no such pipeline, or an option that it does not have.
     """
-    if name not in _HOME:
+    if name not in PRESETS:
         raise ConfigError(f"unknown recipe {name!r}", where="recipe", fix=nearest(name, PRESETS))
     make: Callable[..., list[Step | Barrier]] = getattr(importlib.import_module(f"bloomery.corpus.{_HOME[name]}"), name)
     try:

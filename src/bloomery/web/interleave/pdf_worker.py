@@ -11,7 +11,6 @@ left corner of the page; a page whose text runs in another direction is turned f
 from __future__ import annotations
 
 import ctypes
-import errno
 import io
 import json
 import os
@@ -50,13 +49,15 @@ def main() -> None:
             answer, blobs = (render if header["do"] == "render" else read)(body, header)
         except Refused as refusal:
             answer, blobs = {"refused": str(refusal)}, []
-        except MemoryError:
-            answer, blobs = {"refused": "needs too much memory"}, []
         except Exception as error:  # of the binding: one file must not end the run
-            full = isinstance(error, OSError) and error.errno == errno.ENOMEM  # while a module is loaded
-            reason = "needs too much memory" if full else f"cannot be read: {type(error).__name__}: {error}"
-            answer, blobs = {"refused": reason[:200]}, []
+            reason = f"cannot be read: {type(error).__name__}: {error}"[:200]
+            answer, blobs = {"refused": "needs too much memory" if _out_of_memory(error) else reason}, []
         write_message(out, answer, b"".join(blobs))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: in Python, in a call to the system, or while a shared library was loaded."""
+    return isinstance(error, MemoryError) or "annot allocate memory" in str(error)
 
 
 def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:

@@ -1,0 +1,339 @@
+"""Where checkpoints are kept. A draft becomes a checkpoint at one moment, or never.
+
+    LocalStorage    a folder on a disk or NFS: written aside, flushed, renamed
+    FsspecStorage   any address that fsspec opens (s3://, gs://, memory://): no renames, the manifest goes last
+
+Both lock: of two runs that write the same checkpoint, one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from bloomery.checkpoint.manifest import MANIFEST
+from bloomery.core.errors import CheckpointError, MissingExtraError, StorageError
+from bloomery.core.files import explain_os_errors, fsync_folder
+
+RETRIES = 3  # of a remote read
+IOV_MAX = 1024  # buffers of one call to the system
+
+
+class Storage(Protocol):
+    """One checkpoint at one place. `name` is always a file inside it."""
+
+    path: str
+
+    def begin(self, overwrite: bool) -> str:
+        """Lock, make a draft and return its token; the first rank calls this."""
+
+    def create(self, draft: str, name: str) -> IO[bytes]:
+        """A new file of the draft; closing it makes it durable."""
+
+    def size(self, draft: str, name: str) -> int:
+        """Bytes of a file of the draft."""
+
+    def commit(self, draft: str, manifest: bytes, overwrite: bool) -> None:
+        """Write the manifest and let the draft be the checkpoint."""
+
+    def abort(self, draft: str) -> None:
+        """Remove the draft and the lock."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file of the checkpoint."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers`, one after another, from a file; the number of bytes, fewer only at its end."""
+
+    def free_bytes(self) -> int | None:
+        """Room left, where it can be known."""
+
+
+def storage(path: str | os.PathLike[str]) -> Storage:
+    """The storage behind a path or an address."""
+    text = os.fspath(path)
+    return (
+        FsspecStorage(text)
+        if "://" in text and not text.startswith("file://")
+        else LocalStorage(text.removeprefix("file://"))
+    )
+
+
+class LocalStorage:
+    """A folder of a local disk or of NFS."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.folder = Path(path).absolute()
+        self.path = str(self.folder)
+        self._lock = self.folder.with_name(f".{self.folder.name}.lock")
+
+    def begin(self, overwrite: bool) -> str:
+        """Lock, clear what a killed writer left, and make a draft."""
+        token = uuid.uuid4().hex[:12]
+        with explain_os_errors(self.folder.parent):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            if self.folder.exists() and not overwrite:
+                refuse_existing(self.path, (self.folder / MANIFEST).exists())
+            self._take_lock(token)
+            for old in self.folder.parent.glob(f".{self.folder.name}.*.old.tmp"):  # killed between two renames
+                if not self.folder.exists():
+                    old.rename(self.folder)
+            for left in self.folder.parent.glob(f".{self.folder.name}.*.tmp"):  # of a writer that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            (self._draft(token) / "data").mkdir(parents=True)
+        return token
+
+    def create(self, draft: str, name: str) -> IO[bytes]:
+        """A new file of the draft."""
+        with explain_os_errors(self.path):
+            return _DurableFile(self._draft(draft) / name, "wb", buffering=0)  # type: ignore[return-value]
+
+    def size(self, draft: str, name: str) -> int:
+        """Bytes of a file of the draft."""
+        return (self._draft(draft) / name).stat().st_size
+
+    def commit(self, draft: str, manifest: bytes, overwrite: bool) -> None:
+        """The manifest, everything flushed, one rename."""
+        at, old = self._draft(draft), self.folder.with_name(f".{self.folder.name}.{draft}.old.tmp")
+        with explain_os_errors(self.path):
+            with self.create(draft, MANIFEST) as file:
+                write_all(file, memoryview(manifest))
+            fsync_folder(at / "data")
+            fsync_folder(at)
+            if self.folder.exists():
+                if not overwrite:
+                    refuse_existing(self.path, True)
+                self.folder.rename(old)
+            at.rename(self.folder)
+            fsync_folder(self.folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        self._lock.unlink(missing_ok=True)
+
+    def abort(self, draft: str) -> None:
+        """Remove the draft and the lock."""
+        shutil.rmtree(self._draft(draft), ignore_errors=True)
+        if _told(self._lock).get("token") == draft:
+            self._lock.unlink(missing_ok=True)
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        with explain_os_errors(self.path):
+            return (self.folder / name).read_bytes()
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        left, at = [buffer for buffer in buffers if len(buffer)], offset
+        with (self.folder / name).open("rb", buffering=0) as file:
+            while left and (count := os.preadv(file.fileno(), left[:IOV_MAX], at)):
+                at += count
+                while left and count >= len(left[0]):
+                    count -= len(left.pop(0))
+                if count:
+                    left[0] = left[0][count:]
+        return at - offset
+
+    def free_bytes(self) -> int | None:
+        """Room left, where it can be known."""
+        return shutil.disk_usage(self.folder.parent).free
+
+    def _draft(self, token: str) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{token}.tmp")
+
+    def _take_lock(self, token: str) -> None:
+        for _ in range(2):
+            try:
+                with self._lock.open("x", encoding="utf-8") as file:
+                    file.write(_signed(token))
+                return
+            except FileExistsError:
+                holder = _told(self._lock)
+                if not _is_dead(holder):
+                    fix = f"wait for it; if it is gone, delete {self._lock.name} beside the checkpoint"
+                    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix) from None
+                self._lock.unlink(missing_ok=True)
+        raise CheckpointError("is being written by another process", where=self.path)
+
+
+class FsspecStorage:
+    """An address of any file system that fsspec knows. Files without a manifest beside them count for nothing."""
+
+    def __init__(self, path: str) -> None:
+        import fsspec
+
+        try:
+            self.fs, self.root = fsspec.url_to_fs(path)
+        except ImportError as error:
+            raise MissingExtraError(str(error), where=path, fix="install the package it names") from error
+        self.path = path
+        self.root = self.root.rstrip("/")
+
+    def begin(self, overwrite: bool) -> str:
+        """Lock, clear what a killed writer left, and make a draft."""
+        token = uuid.uuid4().hex[:12]
+        with remote_errors(self.path):
+            if self.fs.exists(f"{self.root}/{MANIFEST}") and not overwrite:
+                refuse_existing(self.path, True)
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.fs.pipe_file(f"{self.root}/lock-{token}.json", _signed(token).encode())
+            others = [name for name in self._locks() if token not in name]
+            if others:
+                holder = json.loads(self.fs.cat_file(others[0]))
+                if not _is_dead(holder):
+                    self.fs.rm_file(f"{self.root}/lock-{token}.json")
+                    fix = f"wait for it; if it is gone, delete {others[0]}"
+                    who = f"process {holder.get('pid')} on {holder.get('host')}"
+                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix)
+                for name in others:
+                    self.fs.rm_file(name)
+            if self.fs.exists(f"{self.root}/{MANIFEST}"):  # from here on the old one is none
+                self.fs.rm_file(f"{self.root}/{MANIFEST}")
+        return token
+
+    def create(self, draft: str, name: str) -> IO[bytes]:
+        """A new file of the draft."""
+        with remote_errors(self.path):
+            self.fs.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
+            return self.fs.open(f"{self.root}/{name}", "wb")
+
+    def size(self, draft: str, name: str) -> int:
+        """Bytes of a file of the draft."""
+        with remote_errors(self.path):
+            self.fs.invalidate_cache(self.root)
+            return int(self.fs.info(f"{self.root}/{name}")["size"])
+
+    def commit(self, draft: str, manifest: bytes, overwrite: bool) -> None:
+        """The manifest, last."""
+        with remote_errors(self.path):
+            if not self.fs.exists(f"{self.root}/lock-{draft}.json"):
+                raise CheckpointError("another process has taken over this checkpoint", where=self.path)
+            self.fs.pipe_file(f"{self.root}/{MANIFEST}", manifest)
+            self.fs.rm_file(f"{self.root}/lock-{draft}.json")
+
+    def abort(self, draft: str) -> None:
+        """Remove the draft and the lock."""
+        with remote_errors(self.path):
+            if self.fs.exists(f"{self.root}/lock-{draft}.json"):
+                self.fs.rm(self.root, recursive=True)
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        with remote_errors(self.path):
+            return bytes(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}")))
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        end = offset + sum(map(len, buffers))
+        with remote_errors(self.path):
+            data = memoryview(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}", start=offset, end=end)))
+        at = 0
+        for buffer in buffers:
+            part = data[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return at
+
+    def free_bytes(self) -> int | None:
+        """Room left, where it can be known."""
+        return None
+
+    def _locks(self) -> list[str]:
+        self.fs.invalidate_cache(self.root)
+        return [str(name) for name in self.fs.glob(f"{self.root}/lock-*.json")]
+
+
+class _DurableFile:
+    """A file that is flushed to the disk when it is closed without an error."""
+
+    def __init__(self, path: Path, mode: str, buffering: int) -> None:
+        self._file = path.open(mode, buffering=buffering)
+        self.write = self._file.write
+
+    def __enter__(self) -> _DurableFile:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers and deletions have left in `folder`; what a living writer holds stays."""
+    for left in folder.glob(".*.tmp"):
+        lock = left.with_name(f".{left.name[1:].partition('.')[0]}.lock")
+        if not lock.exists() or _is_dead(_told(lock)):
+            shutil.rmtree(left, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def write_all(file: IO[bytes], data: memoryview) -> None:
+    """Write all of `data`: a raw file may take less than it is given."""
+    while len(data):
+        count = file.write(data)
+        if not count:
+            raise StorageError("the disk took no bytes")
+        data = data[count:]
+
+
+def refuse_existing(path: str, complete: bool) -> None:
+    """A checkpoint is not written over unless that is asked for."""
+    what = "already holds a checkpoint" if complete else "exists and is no checkpoint"
+    raise CheckpointError(what, where=path, fix="save under another name, or pass overwrite=True")
+
+
+@contextmanager
+def remote_errors(path: str) -> Iterator[None]:
+    """Whatever a driver raises, as one line."""
+    try:
+        yield
+    except (CheckpointError, StorageError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise StorageError(f"{type(error).__name__}: {error}"[:300], where=path) from error
+
+
+def _retried(call: Any) -> Any:
+    for attempt in range(RETRIES):
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except Exception:
+            if attempt == RETRIES - 1:
+                raise
+            time.sleep(0.1 * 4**attempt)
+
+
+def _signed(token: str) -> str:
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token})
+
+
+def _told(lock: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(lock.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the process of a lock was on this machine and is gone."""
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
