@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,6 @@ def test_does_not_depend_on_batches_and_removes_only_what_stands_earlier(seed, b
 
 @pytest.mark.parametrize("period", [1, 2, 97, 5_000])
 def test_long_periodic_text_takes_linear_time_and_keeps_one_copy(period):
-    import time
-
     unit = random_text(random.Random(0), period)
     size = 400_000
     text = (unit * (size // period + 1))[:size]
