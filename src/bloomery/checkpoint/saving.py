@@ -129,7 +129,7 @@ class Saver:
     def _has_room(self, plan: SavePlan) -> bool:
         """Whether this machine can hold the copy; else the save is a synchronous one, which needs none."""
         needed, free = sum(plan.file_bytes) - len(self._buffer), free_memory()
-        if free is None or needed < free * SHARE:
+        if needed < free * SHARE:
             return True
         log.warning("no memory for a copy of %.1f GB: training waits until it is written", needed / 1e9)
         return False

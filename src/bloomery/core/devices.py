@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,18 +36,15 @@ def pick_dtype(name: str | torch.dtype | None = None, device: torch.device | Non
     return DTYPES[name]
 
 
-def free_memory() -> int | None:
-    """Bytes of main memory that a process may still take, or None where it cannot be told (not Linux)."""
-    try:
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take; a very large number where the system does not say."""
+    free = 1 << 62
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     group = Path("/sys/fs/cgroup")  # a container has a limit of its own; what it caches of files can be taken back
-    try:
+    with suppress(OSError, ValueError, KeyError):
         limit = int((group / "memory.max").read_text())
         used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - int(used["anon"]))
-    except (OSError, ValueError, KeyError):
-        pass
+        free = min(free, max(limit - int(used["anon"]), 0))
     return free

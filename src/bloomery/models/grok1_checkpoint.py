@@ -337,7 +337,7 @@ def _as_stored(leaf: Leaf) -> bool:
 def _require_memory(size: int, device: torch.device, folder: Path) -> None:
     """Refuse what would be killed by the operating system half-way."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    if free is not None and size > free:
+    if size > free:
         raise StorageError(
             f"the model takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             where=folder,
