@@ -16,6 +16,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         self.index = {meta.name: i for i, meta in enumerate(self.tensors)}
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """Names of values that belong to one rank or one part (`PerRank`, `Rows`)."""
+        return [name for name, value in self.values.items() if value["kind"] == "part"]
 
     @property
     def nbytes(self) -> int:

@@ -134,8 +134,8 @@ def merge(plans: Sequence[LocalPlan]) -> tuple[list[np.ndarray], list[TensorMeta
     d = max((plan.start.shape[1] for plan in plans), default=0)
     tensors, numbers = _common_tensors(plans)
     tensor = np.concatenate([number[plan.tensor] for plan, number in zip(plans, numbers, strict=True)]).astype(np.int64)
-    start = np.concatenate([_wide(plan.start, d, 0) for plan in plans])
-    size = np.concatenate([_wide(plan.size, d, 1) for plan in plans])
+    start = np.concatenate([widened(plan.start, d, 0) for plan in plans])
+    size = np.concatenate([widened(plan.size, d, 1) for plan in plans])
     nbytes = np.concatenate([plan.nbytes for plan in plans])
     rank = np.repeat(np.arange(len(plans)), [len(plan.tensor) for plan in plans])
 
@@ -209,8 +209,9 @@ def _check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarra
             raise CheckpointError(f"{meta.name} of shape {list(meta.shape)}: {box} {text}")
 
 
-def _wide(boxes: np.ndarray, d: int, fill: int) -> np.ndarray:
-    return np.pad(boxes, ((0, 0), (0, d - boxes.shape[1])), constant_values=fill)
+def widened(boxes: np.ndarray, d: int, fill: int) -> np.ndarray:
+    """Columns of boxes (n, axes) with as many more of `fill` as there are to be d."""
+    return boxes if boxes.shape[1] == d else np.pad(boxes, ((0, 0), (0, d - boxes.shape[1])), constant_values=fill)
 
 
 def place(nbytes: np.ndarray, file_bytes: int = FILE_BYTES) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -290,8 +291,8 @@ def lay_out(
     pairs = list(zip(plans, rows, strict=True))
     return Chunks(
         tensor,
-        np.concatenate([_wide(plan.start[kept], d, 0) for plan, kept in pairs]),
-        np.concatenate([_wide(plan.size[kept], d, 1) for plan, kept in pairs]),
+        np.concatenate([widened(plan.start[kept], d, 0) for plan, kept in pairs]),
+        np.concatenate([widened(plan.size[kept], d, 1) for plan, kept in pairs]),
         np.concatenate([plan.nbytes[kept] for plan, kept in pairs]),
         np.concatenate(file),
         np.concatenate(offset),
