@@ -9,14 +9,15 @@ checkpoint.verify("run/step-100")
 """
 
 from bloomery.checkpoint.boxes import Box
-from bloomery.checkpoint.layout import FlatShard, Shard
+from bloomery.checkpoint.layout import FlatShard, Shard, Shards
 from bloomery.checkpoint.loading import LoadReport, load, read_manifest, verify
 from bloomery.checkpoint.manifest import Manifest
 from bloomery.checkpoint.saving import Handle, finish, save
+from bloomery.checkpoint.state import Named
 from bloomery.checkpoint.storage import FsspecStorage, LocalStorage, Storage, storage
 from bloomery.checkpoint.tree import PerRank, Rows
 
 __all__ = [
-    "Box", "FlatShard", "FsspecStorage", "Handle", "LoadReport", "LocalStorage", "Manifest", "PerRank", "Rows", "Shard",
-    "Storage", "finish", "load", "read_manifest", "save", "storage", "verify",
+    "Box", "FlatShard", "FsspecStorage", "Handle", "LoadReport", "LocalStorage", "Manifest", "Named", "PerRank", "Rows",
+    "Shard", "Shards", "Storage", "finish", "load", "read_manifest", "save", "storage", "verify",
 ]  # fmt: skip

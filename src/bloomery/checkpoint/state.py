@@ -2,6 +2,7 @@
 
     nn.Module       parameters and persistent buffers as <key>/<fully qualified name>; tied ones once
     Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values
+    Named           tensors by name, of which every rank may hold others
     a Stateful      anything with state_dict() and load_state_dict(): schedulers, loaders, scalers
     a tensor, or plain values (see `tree`)
 
@@ -36,6 +37,10 @@ class Flat:
     aliases: dict[str, str] = field(default_factory=dict)
 
 
+class Named(dict[str, Tensorlike]):
+    """Tensors by name, as a module holds them: each rank brings its own names (pipeline stages, foreign frameworks)."""
+
+
 def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
     """Names for all that `state` holds on this rank.
 
@@ -49,6 +54,9 @@ def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
             raise CheckpointError(f"{key!r} cannot be a key of a checkpoint", fix="use a word without '/' and '$'")
         if isinstance(value, nn.Module):
             _flatten_module(key, value, flat, rank, world)
+        elif isinstance(value, Named):
+            flat.values[key] = {"kind": "module"}
+            flat.tensors |= {f"{key}/{name}": tensor for name, tensor in value.items()}
         elif isinstance(value, torch.optim.Optimizer):
             _flatten_optimizer(key, value, names, flat, rank, world)
         else:
@@ -177,6 +185,10 @@ def want(state: MutableMapping[str, Any], manifest: Manifest, rank: int, world: 
     for key, value in state.items():
         if isinstance(value, nn.Module):
             _want_module(key, value, manifest, wanted, rank, world, cast)
+        elif isinstance(value, Named):
+            wanted.claimed.add(key)
+            for name, tensor in value.items():
+                _want_tensor(f"{key}/{name}", tensor, manifest, wanted, cast)
         elif isinstance(value, torch.optim.Optimizer):
             _want_optimizer(key, value, names, manifest, wanted, rank, world, cast)
         else:
@@ -347,7 +359,7 @@ def _record(name: str, kind: str, manifest: Manifest, wanted: Wanted) -> dict[st
         wanted.missing.append(name)
         return None
     wanted.claimed.add(name)
-    if record["kind"] != kind:
+    if record["kind"] != kind and {record["kind"], kind} != {"stateful", "value"}:  # what state_dict() gives is a value
         wanted.wrong.append(f"{name} is {record['kind']} in the checkpoint, {kind} here")
         return None
     return record
