@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from bloomery import checkpoint
 from bloomery.core.errors import EmptyError
 from bloomery.models.decoder import Decoder, DecoderConfig
-from bloomery.train import Phase, TrainConfig, checkpoint, held_out, next_token, train
+from bloomery.train import Phase, TrainConfig, held_out, next_token, train
 
 CONFIG = DecoderConfig(vocab_size=300, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=24)
 
@@ -114,7 +115,7 @@ def test_compiled_training_is_the_same_training(tmp_path: Path) -> None:
         train(model, next_token, Windows(), config, out=tmp_path / str(compiled), after_step=[after], quiet=True)
     assert losses[True] == pytest.approx(losses[False], abs=1e-4)
     other = Decoder(CONFIG)  # the checkpoint of a compiled model is that of the model
-    checkpoint.load(tmp_path / "True" / "checkpoints" / "step-00000008", other)
+    checkpoint.load(tmp_path / "True" / "checkpoints" / "step-00000008", {"model": other})
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from bloomery.checkpoint import Checkpoints, verify
+from bloomery.checkpoint.storage import LocalStorage
 from bloomery.core.errors import CheckpointError, ConfigError, StorageError
-from bloomery.train import Phase, TrainConfig, TrainError, checkpoint, train
+from bloomery.train import Phase, TrainConfig, TrainError, train
 
 
 def config(steps: int = 12, **changes: Any) -> TrainConfig:
@@ -239,28 +241,24 @@ def test_a_finished_run_is_returned_as_it_ended(run: Callable[..., Any], tmp_pat
 
 def test_retention(run: Callable[..., Any], tmp_path: Path) -> None:
     run(config(12, checkpoint_every=2, keep_last=3), out=tmp_path)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "checkpoints")] == [
-        "step-00000008",
-        "step-00000010",
-        "step-00000012",
-    ]
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [8, 10, 12]
 
 
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(run: Callable[..., Any], tmp_path: Path) -> None:
     straight, _ = run(config(12))
     run(config(12, checkpoint_every=4, keep_last=3), out=tmp_path)
-    newest = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
+    newest = tmp_path / "checkpoints" / "step-00000012" / "data" / "00000-0.bin"
     newest.write_bytes(newest.read_bytes()[:-7])
     steps: list[int] = []
     model, _ = run(config(12), out=tmp_path, after_step=[lambda step, values: steps.append(step)])
     assert steps == [8, 9, 10, 11]
     assert same(model, straight)
-    checkpoint.verify(newest.parent)
+    verify(newest.parents[1])
 
 
 def test_damaged_checkpoints_ahead_do_not_crowd_out_new_ones(run: Callable[..., Any], tmp_path: Path) -> None:
     run(config(12, checkpoint_every=4, keep_last=3), out=tmp_path)
-    newest = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
+    newest = tmp_path / "checkpoints" / "step-00000012" / "data" / "00000-0.bin"
     newest.write_bytes(newest.read_bytes()[:-7])
 
     def stop(step: int, values: Any) -> None:
@@ -269,9 +267,8 @@ def test_damaged_checkpoints_ahead_do_not_crowd_out_new_ones(run: Callable[..., 
 
     with pytest.raises(KeyboardInterrupt):
         run(config(12, checkpoint_every=2, keep_last=1), out=tmp_path, after_step=[stop])
-    left = checkpoint.checkpoints(tmp_path / "checkpoints")
-    assert [p.name for p in left] == ["step-00000010"]
-    checkpoint.verify(left[0])
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [10]
+    verify(tmp_path / "checkpoints" / "step-00000010")
 
 
 def test_only_damaged_checkpoints_are_not_silently_started_over(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -304,7 +301,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     run: Callable[..., Any], toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     run(config(4), out=tmp_path)
-    with pytest.raises(CheckpointError, match=r"another model: embed\.weight is 13×8 in the checkpoint, 13×6"):
+    with pytest.raises(CheckpointError, match=r"another model: model/embed\.weight is 13×8 in the checkpoint, 13×6"):
         run(config(4), out=tmp_path, model=toy(dim=6))
 
 
@@ -327,22 +324,20 @@ def test_a_folder_that_cannot_be_written_fails_before_the_first_step(
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
     run: Callable[..., Any], toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = checkpoint.save_file, []
+    create, written = LocalStorage.create, []
 
-    def fill(tensors: Any, path: Path) -> None:
-        written.append(path)
-        if len(written) == 6:  # the optimiser file of the third checkpoint
+    def fill(storage: LocalStorage, draft: str, name: str) -> Any:
+        written.append(name)
+        if len(written) == 8:  # the table of chunks of the third checkpoint
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(tensors, path)
+        return create(storage, draft, name)
 
     straight, _ = run(config())
-    monkeypatch.setattr(checkpoint, "save_file", fill)
+    monkeypatch.setattr(LocalStorage, "create", fill)
     with pytest.raises(StorageError, match="disk is full"):
         run(config(checkpoint_every=2), out=tmp_path)
     monkeypatch.undo()
-    newest = checkpoint.latest(tmp_path / "checkpoints")
-    assert newest is not None
-    assert newest.name == "step-00000004"
+    assert Checkpoints(tmp_path / "checkpoints").latest(check_data=True) == 4
     model, _ = run(config(checkpoint_every=2), out=tmp_path)
     assert same(model, straight)
 
@@ -382,9 +377,7 @@ def test_a_number_that_is_not_finite_stops_before_the_weights_change(
             before_batch=[lambda step, batch: before.append(weights(model)) or batch],
         )
     assert all(torch.equal(a, b) for a, b in zip(before[5], model.parameters(), strict=True))
-    newest = checkpoint.latest(tmp_path / "checkpoints")
-    assert newest is not None
-    assert newest.name == "step-00000004"
+    assert Checkpoints(tmp_path / "checkpoints").latest(check_data=True) == 4
 
 
 def test_a_config_that_differs_only_in_cadence_resumes(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from bloomery import checkpoint
 from bloomery.core.errors import CheckpointError, ConfigError
-from bloomery.train import Change, Phase, TrainConfig, checkpoint, train
+from bloomery.train import Change, Phase, TrainConfig, train
 
 VOCAB = 13
 
@@ -127,7 +128,7 @@ def test_weights_and_moments_are_carried_over_and_steps_are_not(
     assert (result.steps, result.tokens) == (10, 320)
     assert same(straight, second)
     fresh = toy()
-    checkpoint.load(tmp_path / "base" / "checkpoints" / "step-00000010", fresh)
+    checkpoint.load(tmp_path / "base" / "checkpoints" / "step-00000010", {"model": fresh})
     train(fresh, toy_objective, Later(40), one(320, 0.01), quiet=True)  # without the moments it goes elsewhere
     assert not same(straight, fresh)
 
@@ -159,7 +160,7 @@ def test_nothing_to_begin_from(toy: Callable[..., Any], toy_objective: Any, tmp_
     with pytest.raises(CheckpointError, match=r"no valid checkpoint to begin from.*output folder"):
         train(toy(), toy_objective, Rows(), one(32, 0.01), quiet=True, init_from=tmp_path)
     train(toy(), toy_objective, Rows(), one(320, 0.01), quiet=True, out=tmp_path)
-    with pytest.raises(CheckpointError, match=r"another model: embed\.weight is 13×8"):
+    with pytest.raises(CheckpointError, match=r"another model: model/embed\.weight is 13×8"):
         train(toy(dim=6), toy_objective, Rows(), one(32, 0.01), quiet=True, init_from=tmp_path)
 
 

@@ -175,19 +175,19 @@ def _compared(
     wanted: Wanted, keys: list[str], manifest: Manifest, ranks: Comm, strict: bool, to: Storage
 ) -> LoadReport:
     """All ranks' differences; raises on all of them."""
-    told = json.dumps([wanted.missing, wanted.wrong, sorted(wanted.claimed), keys]).encode()
+    told = json.dumps([wanted.missing, wanted.wrong, wanted.ties, sorted(wanted.claimed), keys]).encode()
     gathered, answer = ranks.gather(told), b""
     if gathered is not None:
         everyone = [json.loads(message) for message in gathered]
-        claimed = {name for _, _, names, _ in everyone for name in names}
+        claimed = {name for *_, names, _ in everyone for name in names}
         asked = {key for *_, keys in everyone for key in keys}  # the rest of a checkpoint is nobody's business
         held = [
             *manifest.index,
             *(n for n, v in manifest.values.items() if v["kind"] not in ("same", "part", "subclass")),
         ]
         unexpected = sorted({name for name in held if name not in claimed and name.partition("/")[0] in asked})
-        answer = json.dumps([_union(e[0] for e in everyone), _union(e[1] for e in everyone), unexpected]).encode()
-    missing, wrong, unexpected = json.loads(ranks.broadcast(answer))
+        answer = json.dumps([*(_union(e[i] for e in everyone) for i in range(3)), unexpected]).encode()
+    missing, wrong, ties, unexpected = json.loads(ranks.broadcast(answer))
     differences = list(wrong)
     if strict:
         known = [*manifest.index, *manifest.values]
@@ -195,11 +195,11 @@ def _compared(
             f"missing {name}" + (f" ({nearest(name, known)})" if number < 3 and known else "")
             for number, name in enumerate(missing)
         ]
-        differences += [f"unexpected {name}" for name in unexpected]
+        differences += ties + [f"unexpected {name}" for name in unexpected]
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         fix = "strict=False loads what both have" if strict and not wrong else ""
-        text = f"this checkpoint is of another state: {'; '.join(differences[:SHOWN])}{more}"
+        text = f"this checkpoint is of another model: {'; '.join(differences[:SHOWN])}{more}"
         raise CheckpointError(text, where=to.path, fix=fix)
     return LoadReport(wanted.missing, unexpected, wanted.cast)
 

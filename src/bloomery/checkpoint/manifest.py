@@ -26,7 +26,7 @@ from bloomery.checkpoint.layout import dtype_named
 from bloomery.core.errors import CheckpointError
 from bloomery.core.hashing import digest, hash64
 
-FORMAT = 1
+FORMAT = 2
 ALIGN = 64
 MANIFEST, TABLE, DATA = "manifest.json", "chunks.arrow", "data"
 
@@ -94,6 +94,19 @@ class Manifest:
         at = self.index.get(self.aliases.get(name, name))
         return None if at is None else self.tensors[at]
 
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two stored tensors are cut alike and all their chunks have the same checksums."""
+        metas = self.find(one), self.find(other)
+        if metas[0] is None or metas[1] is None or metas[0].nbytes != metas[1].nbytes:
+            return False
+        sides = []
+        for meta in metas:
+            rows = self.chunks.of(self.index[meta.name])  # type: ignore[union-attr]
+            table = np.concatenate([self.chunks.start[rows], self.chunks.size[rows]], axis=1)
+            order = np.lexsort(table.T)
+            sides.append((table[order], self.chunks.checksum[rows][order]))
+        return all(np.array_equal(a, b) for a, b in zip(*sides, strict=True))
+
     def dump(self) -> tuple[bytes, bytes]:
         """The bytes of `manifest.json` and of `chunks.arrow`."""
         table = _table_bytes(self.chunks)
@@ -116,10 +129,14 @@ def parse(text: bytes, where: object) -> dict[str, Any]:
         raise CheckpointError("a pickle where manifest.json is expected: it is not opened", where=where)
     try:
         record = json.loads(text)
-        version, body = record["format"], record["body"]
+        version = record["format"]
+        if version == 1:
+            fix = "load it with the version that saved it, and save it anew"
+            raise CheckpointError("format 1 is of bloomery's first training loop", where=where, fix=fix)
         if isinstance(version, int) and version > FORMAT:
             fix = "upgrade bloomery"
             raise CheckpointError(f"format {version} is newer than this library ({FORMAT})", where=where, fix=fix)
+        body = record["body"]
         if version != FORMAT or digest(body, 32) != record["digest"] or record.keys() != {"format", "digest", "body"}:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):

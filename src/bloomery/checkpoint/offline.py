@@ -19,10 +19,11 @@ import xxhash
 import bloomery
 from bloomery.checkpoint.boxes import Box, split, whole
 from bloomery.checkpoint.comm import Comm
-from bloomery.checkpoint.layout import Shard, Shards, bits, dtype_named
+from bloomery.checkpoint.layout import Shard, Shards, dtype_named
 from bloomery.checkpoint.loading import read_manifest, read_tensors
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, TensorMeta, padded
-from bloomery.checkpoint.planner import CHUNK_BYTES, FILE_BYTES, check_cover
+from bloomery.checkpoint.planner import CHUNK_BYTES, FILE_BYTES, _check_cover
+from bloomery.checkpoint.saving import _by_tensor, _bytes
 from bloomery.checkpoint.storage import Storage, storage, write_all
 from bloomery.core.errors import CheckpointError
 
@@ -61,12 +62,12 @@ class Reader:
         for name, box in wanted:
             nbytes = box.volume * dtype_named(self.meta(name).dtype).itemsize
             if batch and size + nbytes > BATCH:
-                yield from zip(*zip(*batch, strict=True), self.boxes(batch), strict=True)  # type: ignore[misc]
+                yield from zip(*zip(*batch, strict=True), self.boxes(batch), strict=True)
                 batch, size = [], 0
             batch.append((name, box))
             size += nbytes
         if batch:
-            yield from zip(*zip(*batch, strict=True), self.boxes(batch), strict=True)  # type: ignore[misc]
+            yield from zip(*zip(*batch, strict=True), self.boxes(batch), strict=True)
 
     def meta(self, name: str) -> TensorMeta:
         """What is known of a tensor, tied ones under any of their names."""
@@ -100,7 +101,7 @@ def write(
     try:
         rows, files, ranks = _written(to, draft, {meta.name: i for i, meta in enumerate(tensors)}, tensors, parts)
         chunks = _table(rows, max((len(meta.shape) for meta in tensors), default=0))
-        check_cover(list(tensors), chunks.tensor, chunks.start, chunks.size)
+        _check_cover(list(tensors), chunks.tensor, chunks.start, chunks.size)
         about = {
             "bloomery": bloomery.__version__, "torch": torch.__version__, "world": world,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -143,7 +144,7 @@ def _written(
                 raise CheckpointError(f"{name} {box} should be {meta.dtype}, and its data is {found}", where=to.path)
             assert file is not None
             for chunk in split(box, max(1, CHUNK_BYTES // data.element_size())):
-                content = _bytes(data[chunk.within(box)])
+                content = _bytes(data[chunk.within(box)]).data
                 check = xxhash.xxh3_64(content)
                 padding = bytes(padded(len(content)) - len(content))
                 check.update(padding)
@@ -170,13 +171,7 @@ def _table(rows: Sequence[tuple[int, Box, int, int, int, int]], d: int) -> Chunk
         start[i, : len(box.start)], size[i, : len(box.size)] = box.start, box.size
     tensor, nbytes, file, offset = (np.array([row[i] for row in rows], np.int64) for i in (0, 2, 3, 4))
     checksum = np.array([row[5] for row in rows], np.uint64)
-    order = np.lexsort((offset, file, tensor))
-    return Chunks(*(c[order] for c in (tensor, start, size, nbytes, file, offset, checksum)))
-
-
-def _bytes(part: torch.Tensor) -> memoryview:
-    data = bits(part.detach()).cpu().contiguous()
-    return memoryview(data.view(-1).view(torch.uint8).numpy())
+    return _by_tensor(Chunks(tensor, start, size, nbytes, file, offset, checksum))
 
 
 def local_folder(path: Place, what: str) -> Path:

@@ -33,6 +33,7 @@ from bloomery.checkpoint.planner import Planner, SavePlan, views
 from bloomery.checkpoint.state import Flat, flatten
 from bloomery.checkpoint.storage import Storage, storage, write_all
 from bloomery.core.errors import CheckpointError, StorageError
+from bloomery.core.files import explain_os_errors
 from bloomery.core.log import logger
 
 WRITERS = 4  # files written at once by a rank
@@ -154,7 +155,7 @@ class _Write:
         try:
             self._run()
         except BaseException as error:
-            if self.ranks.rank == 0:
+            if self.ranks.rank == 0 and self.draft:
                 try:
                     self.to.abort(self.draft)
                 except Exception as second:
@@ -183,9 +184,14 @@ class _Write:
             except Exception as error:
                 failed = error
         self.ranks.agree(explained(failed, self.to.path))
-        self.handle.timings["commit"] = clock.lap()
+        self.draft = ""  # it is a checkpoint now
         if self.ranks.rank == 0 and self.after is not None:
-            self.after()
+            try:
+                self.after()
+            except Exception as error:
+                failed = error
+        self.ranks.agree(explained(failed, self.to.path))
+        self.handle.timings["commit"] = clock.lap()
 
     def _file(self, number: int, checksums: np.ndarray) -> None:
         """Write one data file: chunks with their padding, each under its checksum."""
@@ -252,7 +258,15 @@ def save(
         StorageError: a full, read-only or failing disk; what was there before is untouched.
     """
     to = storage(path) if isinstance(path, str | os.PathLike) else path
-    return _saver.save(to, state, comm(group), asynchronous=asynchronous, overwrite=overwrite)
+    return save_to(to, state, asynchronous=asynchronous, overwrite=overwrite, group=group)
+
+
+def save_to(
+    to: Storage, state: Mapping[str, Any], *, asynchronous: bool = False, overwrite: bool = False, group: Any = None,
+    after: Callable[[], None] | None = None,
+) -> Handle:  # fmt: skip
+    """`save` to a storage; `after` runs on the first rank between the commit and `handle.committed`."""
+    return _saver.save(to, state, comm(group), asynchronous=asynchronous, overwrite=overwrite, after=after)
 
 
 def finish() -> None:
@@ -302,7 +316,13 @@ def explained(error: BaseException | None, path: str) -> BaseException | None:
     """An error of the system as one line that names the checkpoint."""
     if not isinstance(error, OSError):
         return error
-    return StorageError(f"{type(error).__name__}: {error}"[:300], where=path)
+    try:
+        with explain_os_errors(path):
+            raise error
+    except StorageError as clear:
+        return clear
+    except OSError:
+        return StorageError(f"{type(error).__name__}: {error}"[:300], where=path)
 
 
 def _framed(*parts: bytes) -> bytes:

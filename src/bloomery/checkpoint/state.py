@@ -174,6 +174,7 @@ class Wanted:
     finish: list[Callable[[], None]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # wanted, not in the checkpoint
     wrong: list[str] = field(default_factory=list)  # there, but of another shape, dtype, class: always an error
+    ties: list[str] = field(default_factory=list)  # one tensor there, two here
     cast: list[str] = field(default_factory=list)  # of another dtype, to be converted
     claimed: set[str] = field(default_factory=set)  # names of values and tensors that this rank has a use for
 
@@ -215,7 +216,13 @@ def _want_module(
             source = manifest.aliases.get(inner, inner)
             others = {kept[memory] for memory in _memory(tensor) if memory in kept}
             if others - {source}:
-                wanted.wrong.append(f"{inner} is tied to {next(iter(others))} in the model, not in the checkpoint")
+                other = next(iter(others - {source}))
+                if manifest.equal(source, other):  # DCP stores a tied tensor under each of its names
+                    wanted.claimed.add(source)
+                    continue
+                wanted.wrong.append(f"{inner} is tied to {other} in the model only")
+            if not others and source in kept.values():
+                wanted.ties.append(f"{inner} is tied to {source} in the checkpoint only")
             kept |= dict.fromkeys(_memory(tensor), source)
             _want_tensor(inner, tensor, manifest, wanted, cast)
         _check_classes(classes, manifest, wanted)

@@ -258,6 +258,15 @@ class _DurableFile:
             self._file.close()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writers and deletions have left in `folder`; what a living writer holds stays."""
+    for left in folder.glob(".*.tmp"):
+        lock = left.with_name(f".{left.name[1:].partition('.')[0]}.lock")
+        if not lock.exists() or _is_dead(_told(lock)):
+            shutil.rmtree(left, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
 def write_all(file: IO[bytes], data: memoryview) -> None:
     """Write all of `data`: a raw file may take less than it is given."""
     while len(data):

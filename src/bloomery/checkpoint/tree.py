@@ -21,11 +21,15 @@ from bloomery.core.errors import CheckpointError
 
 @dataclass
 class PerRank:
-    """A value of this rank alone, such as a generator's state: given back to the same rank of an equally large run."""
+    """A value of this rank alone, such as a generator's state: given back to the same rank of an equally large run.
+
+    In a run of another size it is an error, or None where it is not `required`.
+    """
 
     value: Any
     rank: int | None = None  # default: this process among those that save
     world: int | None = None
+    required: bool = True
 
 
 @dataclass
@@ -92,7 +96,7 @@ def _encode(value: Any, path: str, out: Encoded, rank: int, world: int) -> Any:
         at, of = rank if value.rank is None else value.rank, world if value.world is None else value.world
         inner = f"{path}/rank-{at:05d}"
         out.values[inner] = _encode(value.value, inner, out, rank, world)
-        return {"$per_rank": of}
+        return {"$per_rank": of, "required": value.required}
     if isinstance(value, Rows):
         part, parts = (rank, world) if value.part is None or value.parts is None else (value.part, value.parts)
         inner = f"{path}/part-{part:05d}"
@@ -156,11 +160,13 @@ def _decode(
     if tag == "$per_rank":
         at, of = (like.rank, like.world) if isinstance(like, PerRank) else (None, None)
         at, of = rank if at is None else at, world if of is None else of
+        if of != content and not value["required"]:
+            return PerRank(None, at, of, required=False)
         if of != content:
             what = f"{path} was saved by each of {content} ranks, and this run has {of}"
             raise CheckpointError(what, fix="hold it as Rows, or derive it from the seed and the rank (see Rng)")
         found = f"{path}/rank-{at:05d}"
-        return PerRank(inner(values[found], found, getattr(like, "value", None)), at, of)
+        return PerRank(inner(values[found], found, getattr(like, "value", None)), at, of, value["required"])
     if tag == "$rows":
         everything = [
             (f"{path}/part-{p:05d}", i) for p in range(content) for i in range(len(values[f"{path}/part-{p:05d}"]))

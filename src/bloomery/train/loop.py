@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bloomery import checkpoint
 from bloomery.core.devices import pick_dtype
 from bloomery.core.errors import ConfigError, nearest
 from bloomery.core.log import logger
@@ -135,6 +136,7 @@ def train(
                     _show(model, result, evaluate, sample, log, ranks)
                 if last or _crossed(config.checkpoint_every, step, step + 1):
                     store.save(model, optimizer, result)
+        checkpoint.finish()
     return result
 
 
