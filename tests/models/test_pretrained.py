@@ -332,7 +332,7 @@ def test_every_preset_survives_the_format_it_is_written_in(name: str) -> None:
     assert _training_only(again) == _training_only(config)
     expected = {"llama": "llama", "yi": "llama", "qwen2.5": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral"}
     expected |= {"deepseek": "deepseek_v2", "nemotron": "nemotron", "minitron": "nemotron", "grok": "grok-1"}
-    expected |= {"ling": "bailing_moe", "afm": "bloomery"}
+    expected |= {"ling": "bailing_moe", "afm": "bloomery", "dclm": "bloomery"}
     assert expected[name.partition("-")[0]] == family.MODEL_TYPE
 
 

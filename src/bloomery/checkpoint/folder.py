@@ -136,7 +136,7 @@ def copy(source: Storage, target: Storage) -> None:
             with target.create(draft, name) as file:
                 for begin in range(0, size, BLOCK):
                     block = memoryview(bytearray(min(BLOCK, size - begin)))
-                    if source.read_into(name, begin, block) < len(block):
+                    if source.read_into(name, begin, [block]) < len(block):
                         raise CheckpointError(f"damaged checkpoint: {name} is cut short", where=source.path)
                     write_all(file, block)
         target.commit(draft, source.read(MANIFEST), overwrite=True)

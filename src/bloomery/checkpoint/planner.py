@@ -254,9 +254,13 @@ class Planner:
         if known is not None and least == most:
             self._known[key] = known  # the newest again
             return known[1], known[2], True
-        mine, rows = local_plan(tensors, comm.world, chunk_bytes)
-        gathered = comm.gather(mine.to_bytes())
-        answer, error, plan = b"", None, None
+        error: BaseException | None = None
+        try:
+            mine, rows = local_plan(tensors, comm.world, chunk_bytes)
+        except CheckpointError as failed:
+            error = failed
+        comm.agree(error)
+        gathered, answer, plan = comm.gather(mine.to_bytes()), b"", None
         if gathered is not None:
             try:
                 answer, plan = self._merged(gathered, file_bytes)

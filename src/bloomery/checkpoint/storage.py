@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,6 +24,7 @@ from bloomery.core.errors import CheckpointError, MissingExtraError, StorageErro
 from bloomery.core.files import explain_os_errors, fsync_folder
 
 RETRIES = 3  # of a remote read
+IOV_MAX = 1024  # buffers of one call to the system
 
 
 class Storage(Protocol):
@@ -49,8 +50,8 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes:
         """A whole file of the checkpoint."""
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; fewer bytes only at its end."""
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers`, one after another, from a file; the number of bytes, fewer only at its end."""
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
@@ -127,13 +128,17 @@ class LocalStorage:
         with explain_os_errors(self.path):
             return (self.folder / name).read_bytes()
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; the number of bytes there were."""
-        done = 0
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        left, at = [buffer for buffer in buffers if len(buffer)], offset
         with (self.folder / name).open("rb", buffering=0) as file:
-            while done < len(buffer) and (count := os.preadv(file.fileno(), [buffer[done:]], offset + done)):
-                done += count
-        return done
+            while left and (count := os.preadv(file.fileno(), left[:IOV_MAX], at)):
+                at += count
+                while left and count >= len(left[0]):
+                    count -= len(left.pop(0))
+                if count:
+                    left[0] = left[0][count:]
+        return at - offset
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
@@ -224,12 +229,17 @@ class FsspecStorage:
         with remote_errors(self.path):
             return bytes(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}")))
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; the number of bytes there were."""
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        end = offset + sum(map(len, buffers))
         with remote_errors(self.path):
-            data = _retried(lambda: self.fs.cat_file(f"{self.root}/{name}", start=offset, end=offset + len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
+            data = memoryview(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}", start=offset, end=end)))
+        at = 0
+        for buffer in buffers:
+            part = data[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return at
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
