@@ -194,7 +194,7 @@ class EndToEnd(Recipe):
             return crawl([url], pages, config, scorer=scorer, quiet=quiet, **settings).to_dict()
 
     def curate(self, inputs: Inputs, folder: Path, scorer_folder: Path, quiet: bool) -> dict[str, Any]:
-        """Main text only, then language, heuristics, duplicates, quality score: DCLM-Baseline's order of either kind."""
+        """Main text only, then language, heuristics, duplicates, quality score: in the order of DCLM-Baseline."""
         from bloomery import corpus
 
         steps = [inputs.split(self.seed), *self.filters()]
