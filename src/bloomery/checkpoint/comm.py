@@ -16,10 +16,10 @@ _LARGEST = 1 << 30  # bytes of one message
 
 
 class Comm:
-    """The ranks that save or load one checkpoint together."""
+    """The ranks that save or load one checkpoint together; `alone`, this process whatever others there are."""
 
-    def __init__(self, group: Any = None) -> None:
-        together = dist.is_available() and dist.is_initialized()
+    def __init__(self, group: Any = None, *, alone: bool = False) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if together else 0
         self.world = dist.get_world_size(group) if together else 1
         self._peers = (

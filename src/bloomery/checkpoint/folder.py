@@ -107,17 +107,21 @@ class Checkpoints:
                 log.warning("skipped: %s", error)
         return None
 
-    def prune(self, newest: int) -> list[int]:
-        """Delete what is too old, given that `newest` has just become durable; the steps that went.
-
-        Steps after `newest` are of a run that was given up; incomplete ones count for nothing. Both go too.
-        """
+    def stale(self, newest: int) -> list[int]:
+        """What `prune(newest)` would delete."""
         if self.keep_last is None:
             return []
         steps = self.steps()
         whole = [step for step in steps if step <= newest and (step == newest or self.whole(step))]
         kept = {*whole[-self.keep_last :], *(step for step in whole if self.protect(step))}
-        gone = [step for step in steps if step not in kept]
+        return [step for step in steps if step not in kept]
+
+    def prune(self, newest: int) -> list[int]:
+        """Delete what is too old, given that `newest` has just become durable; the steps that went.
+
+        Steps after `newest` are of a run that was given up; incomplete ones count for nothing. Both go too.
+        """
+        gone = self.stale(newest)
         for step in gone:
             delete(self.at(step))
         if isinstance(self.at(newest), LocalStorage):

@@ -4,6 +4,7 @@
     DTensor         FSDP2, HSDP, tensor and expert parallel: boxes from its mesh and placements, uneven shards included
     Shard           one box of a larger tensor: what Megatron calls a ShardedTensor
     FlatShard       a range of the flattened tensor, cut anywhere: ZeRO's and FSDP1's flat buffers
+    Shards          several boxes of one tensor: stacked layers, a range of a flattened shard
 
 Bytes are those of the machine (little-endian); a tensor of any dtype that PyTorch can copy is stored bit by bit.
 """
@@ -42,7 +43,24 @@ class FlatShard:
     shape: Sequence[int]
 
 
-Tensorlike = torch.Tensor | Shard | FlatShard
+@dataclass(frozen=True)
+class Shards:
+    """Boxes of one tensor, at least one."""
+
+    parts: Sequence[Shard]
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The memory of the first."""
+        return self.parts[0].data
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The shape of the whole tensor."""
+        return self.parts[0].shape
+
+
+Tensorlike = torch.Tensor | Shard | FlatShard | Shards
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class Piece:
 
 def is_tensor(value: object) -> bool:
     """Whether `value` is one of the ways to hold (a part of) a tensor."""
-    return isinstance(value, torch.Tensor | Shard | FlatShard)
+    return isinstance(value, torch.Tensor | Shard | FlatShard | Shards)
 
 
 def local(value: Tensorlike) -> torch.Tensor:
@@ -76,6 +94,8 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
         CheckpointError: partial sums that were never reduced, a shard that leaves its tensor, a dtype or a kind of
             tensor that has no defined bytes.
     """
+    if isinstance(value, Shards):
+        return [piece for part in value.parts for piece in pieces(part, name)]
     data, shape = local(value), global_shape(value)
     check_bytes(data, name)
     if isinstance(value, Shard):

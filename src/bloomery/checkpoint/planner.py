@@ -22,7 +22,17 @@ import xxhash
 
 from bloomery.checkpoint.boxes import Box, fault, split
 from bloomery.checkpoint.comm import Comm
-from bloomery.checkpoint.layout import FlatShard, Piece, Shard, Tensorlike, dtype_name, global_shape, local, pieces
+from bloomery.checkpoint.layout import (
+    FlatShard,
+    Piece,
+    Shard,
+    Shards,
+    Tensorlike,
+    dtype_name,
+    global_shape,
+    local,
+    pieces,
+)
 from bloomery.checkpoint.manifest import Chunks, TensorMeta, padded
 from bloomery.core.errors import CheckpointError
 
@@ -306,6 +316,8 @@ def signature(tensors: Mapping[str, Tensorlike]) -> tuple[Any, ...]:
 
 
 def _cut(value: Tensorlike) -> tuple[Any, ...]:
+    if isinstance(value, Shards):
+        return tuple(_cut(part) for part in value.parts)
     if isinstance(value, Shard):
         return value.data.dtype, value.data.shape, tuple(value.offsets), tuple(value.shape)
     if isinstance(value, FlatShard):

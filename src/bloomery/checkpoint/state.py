@@ -3,6 +3,7 @@
     nn.Module       parameters and persistent buffers as <key>/<fully qualified name>; tied ones once
     Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values; one
                     that divides its state among ranks (ZeRO) holds FlatShards in `state`
+    Named           tensors by name, of which every rank may hold others
     a Stateful      anything with state_dict() and load_state_dict(): schedulers, loaders, scalers
     a tensor, or plain values (see `tree`)
 
@@ -47,6 +48,10 @@ class Flat:
     aliases: dict[str, str] = field(default_factory=dict)
 
 
+class Named(dict[str, Tensorlike]):
+    """Tensors by name, as a module holds them: each rank brings its own names (pipeline stages, foreign frameworks)."""
+
+
 def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
     """Names for all that `state` holds on this rank.
 
@@ -60,6 +65,9 @@ def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
             raise CheckpointError(f"{key!r} cannot be a key of a checkpoint", fix="use a word without '/' and '$'")
         if isinstance(value, nn.Module):
             _flatten_module(key, value, flat, rank, world)
+        elif isinstance(value, Named):
+            flat.values[key] = {"kind": "module"}
+            flat.tensors |= {f"{key}/{name}": tensor for name, tensor in value.items()}
         elif isinstance(value, torch.optim.Optimizer):
             _flatten_optimizer(key, value, names, flat, rank, world)
         else:
@@ -200,6 +208,10 @@ def want(state: MutableMapping[str, Any], manifest: Manifest, rank: int, world: 
     for key, value in state.items():
         if isinstance(value, nn.Module):
             _want_module(key, value, manifest, wanted, rank, world, cast)
+        elif isinstance(value, Named):
+            wanted.claimed.add(key)
+            for name, tensor in value.items():
+                _want_tensor(f"{key}/{name}", tensor, manifest, wanted, cast)
         elif isinstance(value, torch.optim.Optimizer):
             _want_optimizer(key, value, names, manifest, wanted, rank, world, cast)
         else:
@@ -227,7 +239,11 @@ def _want_module(
             source = manifest.aliases.get(inner, inner)
             others = {kept[memory] for memory in _memory(tensor) if memory in kept}
             if others - {source}:
-                wanted.wrong.append(f"{inner} is tied to {next(iter(others))} in the model only")
+                other = next(iter(others - {source}))
+                if manifest.equal(source, other):  # DCP stores a tied tensor under each of its names
+                    wanted.claimed.add(source)
+                    continue
+                wanted.wrong.append(f"{inner} is tied to {other} in the model only")
             if not others and source in used:
                 wanted.ties.append(f"{inner} is tied to {source} in the checkpoint only")
             used.add(source)
@@ -382,7 +398,7 @@ def _record(name: str, kind: str, manifest: Manifest, wanted: Wanted) -> dict[st
         wanted.missing.append(name)
         return None
     wanted.claimed.add(name)
-    if record["kind"] != kind:
+    if record["kind"] != kind and {record["kind"], kind} != {"stateful", "value"}:  # what state_dict() gives is a value
         wanted.wrong.append(f"{name} is {record['kind']} in the checkpoint, {kind} here")
         return None
     return record

@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "put tasks to a model folder: accuracy, exact match, bits per byte",
     "grow": "make a model folder deeper by running some of its layers twice",
     "convert": "rewrite a Hugging Face folder in another dtype or sharding",
+    "checkpoint": "inspect, verify, compare, reshard and convert checkpoints",
 }
 
 

@@ -35,9 +35,10 @@ from bloomery.core.hashing import digest
 from bloomery.core.log import logger
 from bloomery.core.progress import Progress
 from bloomery.core.unpickle import Array, load
+from bloomery.core.weight_files import INDEX, SHARD_BYTES, WEIGHTS
 from bloomery.models import grok1
 from bloomery.models.decoder import Decoder, DecoderConfig
-from bloomery.models.pretrained import INDEX, SHARD_BYTES, WEIGHTS, load_config
+from bloomery.models.pretrained import load_config
 from bloomery.nn.moe import Router
 
 FOLDER, PLAN = "ckpt-0", "conversion.json"
