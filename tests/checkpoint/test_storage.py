@@ -268,6 +268,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".l.lock").symlink_to(signed)
     checkpoint.save(tmp_path / "l", {"x": 1})
     assert sorted(os.listdir(tmp_path)) == ["c", "l"]
+    if Path("/proc/self/stat").exists():  # this process has the number that the dead one had
+        again = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "token": "0" * 12}
+        (tmp_path / ".m.lock").symlink_to(json.dumps(again))
+        checkpoint.save(tmp_path / "m", {"x": 1})
     elsewhere = {"host": "another", "pid": dead, "token": "0" * 12}
     for text in (json.dumps(elsewhere), "", "5", "[]"):
         (tmp_path / ".d.lock").write_text(text)

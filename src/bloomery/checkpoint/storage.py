@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -361,7 +361,8 @@ def _retried(call: Any) -> Any:
 
 
 def _signed(token: str) -> str:
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token})
+    pid = os.getpid()
+    return json.dumps({"host": socket.gethostname(), "pid": pid, "started": _started(pid), "token": token})
 
 
 def _sign(lock: Path, text: str) -> None:
@@ -391,10 +392,18 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the process of a lock was on this machine and is gone."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
+    with suppress(PermissionError):
+        try:
+            os.kill(holder["pid"], 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+    then, now = holder.get("started"), _started(holder["pid"])
+    return None not in (then, now) and then != now
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, where that can be known: in a restarted container numbers of processes come again."""
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
