@@ -59,9 +59,9 @@ def test_trafilatura_is_an_option() -> None:
 
 @pytest.mark.parametrize("tag", ["div", "b", "table><tr><td", "ul><li"])
 def test_deep_nesting_keeps_its_text_and_returns_soon(tag: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert "deep down" in main_text(f"<{tag}>" * 50_000 + "deep down")
-    assert time.monotonic() - started < 20  # without the guard: minutes
+    assert time.process_time() - started < 20  # without the guard: minutes
 
 
 def test_hostile_and_huge_pages_are_data_errors() -> None:
@@ -103,9 +103,9 @@ def test_base_and_nofollow() -> None:
     "piece", ["<a ", '<a "', "<a href=", "<!--", "<script ", "<a 'x", '<a href="', "<meta name=", "<a href='/x'>y"]
 )
 def test_link_scan_is_linear_in_hostile_pages(piece: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     links(piece * (2_000_000 // len(piece)), "http://a.example/")
-    assert time.monotonic() - started < 20  # quadratic would be hours
+    assert time.process_time() - started < 20  # quadratic would be hours
 
 
 @settings(deadline=None, max_examples=100)

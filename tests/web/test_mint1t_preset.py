@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.core.errors import ConfigError
+from bloomery.core.errors import ConfigError, DataError
 from bloomery.corpus import Report, plan, preset, run
 from bloomery.corpus.interleaved import WordLists, parts_of
 from bloomery.corpus.interleaved.images import GivenImages
@@ -153,6 +153,10 @@ def test_on_the_command_line(world, inline, tmp_path, capsys):
     page = (tmp_path / "read.html").read_text()
     assert page.count("<article") == 20
     assert page.count('<img src="data:image/jpeg') > 20
+    with pytest.raises(DataError, match="nowhere: no such folder of images"):
+        curate.main(
+            [base[0], str(tmp_path / "other"), *base[2:], "--image-folder", "nowhere", "--engine", "inline", "--quiet"]
+        )
     with pytest.raises(ConfigError, match="needs one place for images"):
         curate.main(base)
     with pytest.raises(ConfigError, match="images belong to --recipe mint1t"):
@@ -175,7 +179,7 @@ def test_steps_in_a_file(world, tmp_path, capsys):
         "CutImages",
         "ImageTokens",
     ]
-    assert made[0].source.folder == Path("nowhere")
+    assert made[0].source.folder == Path("nowhere").absolute()
     assert made[0].formats == ("png",)
     (tmp_path / "fetch.yaml").write_text("steps:\n  - LoadImages: {cache: c, retries: 0}\n  - ImageShape\n")
     fetch, load, _ = curate.load_steps(tmp_path / "fetch.yaml")

@@ -111,7 +111,12 @@ _comms: dict[Any, tuple[Any, Comm]] = {}
 
 
 def comm(group: Any = None) -> Comm:
-    """The communicator beside `group` (default: all ranks); made once, by all its ranks together."""
+    """The communicator beside `group` (default: all ranks); made once, by all its ranks together.
+
+    A `Comm` is taken as it is: ranks that talk in a way of their own derive one.
+    """
+    if isinstance(group, Comm):
+        return group
     if not (dist.is_available() and dist.is_initialized()):
         return Comm()
     parent = dist.group.WORLD if group is None else group

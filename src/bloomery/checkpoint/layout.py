@@ -18,6 +18,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from bloomery.checkpoint.boxes import Box, flat_boxes, whole
@@ -96,11 +97,13 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
     if isinstance(value, Shards):
         return [piece for part in value.parts for piece in pieces(part, name)]
     data, shape = local(value), global_shape(value)
-    _check(data, name)
+    check_bytes(data, name)
     if isinstance(value, Shard):
         box = Box(tuple(int(n) for n in value.offsets), tuple(data.shape))
         if len(box.start) != len(shape) or data.ndim != len(shape):
             raise CheckpointError(f"shard of {name} has {data.ndim} axes, the tensor {len(shape)}")
+        if any(a < 0 or a + n > m for a, n, m in zip(box.start, box.size, shape, strict=True)):
+            raise CheckpointError(f"shard {box} of {name} leaves its shape {list(shape)}")
         return [Piece(box, data)] if box.volume else []
     if isinstance(value, FlatShard):
         begin, end = value.begin, value.begin + data.numel()
@@ -129,10 +132,22 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers of the same width, so that copies move every dtype unchanged."""
-    if tensor.is_conj() or tensor.is_neg():
+    if lazy(tensor):
         tensor = tensor.resolve_conj().resolve_neg()
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
     return tensor if kind is None or tensor.dtype == kind else tensor.view(kind)
+
+
+def lazy(tensor: torch.Tensor) -> bool:
+    """Whether the elements are not those in memory, but to be conjugated or negated: `bits` is then a copy."""
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def row_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's bytes in row-major order, uint8 (nbytes,): a view where memory already is so."""
+    data = bits(tensor).cpu().contiguous()
+    row = data.as_strided((data.numel(),), (1,))  # contiguous, but of one element any stride is
+    return row.view(torch.uint8).numpy()
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -148,7 +163,8 @@ def dtype_named(name: str) -> torch.dtype:
     return found
 
 
-def _check(data: torch.Tensor, name: str) -> None:
+def check_bytes(data: torch.Tensor, name: str) -> None:
+    """Refuse a tensor that has no defined bytes, or none at all."""
     if data.is_quantized or data.layout is not torch.strided:
         fix = "save int_repr() with its scales, or to_dense()"
         raise CheckpointError(f"{name} is a {'quantised' if data.is_quantized else 'sparse'} tensor", fix=fix)

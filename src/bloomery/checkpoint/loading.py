@@ -26,7 +26,7 @@ import xxhash
 
 from bloomery.checkpoint.boxes import Box, overlaps
 from bloomery.checkpoint.comm import Comm, comm
-from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, pieces
+from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, lazy, pieces, row_bytes
 from bloomery.checkpoint.manifest import MANIFEST, TABLE, Chunks, Manifest, load_manifest, padded, parse, spans
 from bloomery.checkpoint.saving import explained, finish
 from bloomery.checkpoint.state import Wanted, want
@@ -38,6 +38,7 @@ WINDOW = 4 << 20, 64 << 20  # bytes that a rank reads before it exchanges: 1/64 
 READERS = 2  # windows that are read and checked at once
 BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
+EVEN = 16  # bytes that parts of a buffer or a message are multiples of, so that any dtype is aligned in them
 SHOWN = 12  # differences in a message
 
 
@@ -359,8 +360,8 @@ def _in_place(manifest: Manifest, plan: _Plan, targets: list[_Target], rows: np.
             room = target.piece.data
             if room.device.type == "cpu" and room.dtype == target.dtype and (size == manifest.chunks.size[row]).all():
                 room = room[_part(plan.start[a], size, room.ndim).within(target.piece.box)]
-                if room.is_contiguous():
-                    found[row] = bits(room).view(-1).view(torch.uint8).numpy().data
+                if room.is_contiguous() and not lazy(room):
+                    found[row] = row_bytes(room).data
     return found
 
 
@@ -371,11 +372,11 @@ def _read_window(
     chunks = manifest.chunks
     begin, length = _extent(chunks, rows)
     name, size = manifest.files[int(chunks.file[rows[0]])]
-    scratch = memoryview(bytearray(length - sum(map(len, in_place.values()))))
+    scratch = memoryview(bytearray(length - sum(map(len, in_place.values())) + 2 * EVEN * len(rows)))
 
     def take(count: int) -> memoryview:
         nonlocal scratch
-        taken, scratch = scratch[:count], scratch[count:]
+        taken, scratch = scratch[:count], scratch[count + -count % EVEN :]
         return taken
 
     views: dict[int, tuple[memoryview, memoryview]] = {}  # a chunk and its padding
@@ -390,6 +391,8 @@ def _read_window(
         count = to.read_into(name, begin, [buffer for buffer in buffers if len(buffer)])
     except FileNotFoundError:
         raise CheckpointError(f"damaged checkpoint: {name} is missing", where=to.path) from None
+    except OSError as error:
+        raise StorageError(f"{name} cannot be read: {error}", where=to.path) from error
     if count < length:
         what = f"damaged checkpoint: {name} ends at {begin + count} of {size} bytes"
         raise CheckpointError(what, where=to.path)
@@ -442,9 +445,12 @@ def _cut_out(manifest: Manifest, asked: np.ndarray, views: Mapping[int, memoryvi
             box, stored = _stored(manifest, row, views[row])
             for i in range(a, b):
                 part = _part(asked[i, 1 : d + 1], asked[i, d + 1 :], len(box.start))
-                parts.append(stored[part.within(box)].contiguous().view(-1).view(torch.uint8).numpy())
+                parts.append(row_bytes(stored[part.within(box)]))
                 answered.append(i)
-    return [np.array([len(parts), *answered], np.int64).view(np.uint8), *parts] if parts else []
+    if not parts:
+        return []
+    head = np.array([len(parts), *answered], np.int64).view(np.uint8)
+    return [array for part in (head, *parts) for array in (part, np.zeros(-len(part) % EVEN, np.uint8))]
 
 
 def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray) -> None:
@@ -453,13 +459,15 @@ def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.nda
         return
     count = int(content[:8].view(np.int64)[0])
     at = 8 * (count + 1)
-    for request in content[8:at].view(np.int64).tolist():
+    requests = content[8:at].view(np.int64).tolist()
+    at += -at % EVEN
+    for request in requests:
         i = asked[request]
         meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
         part = _part(plan.start[i], plan.size[i], len(meta.shape))
         end = at + part.volume * dtype_named(meta.dtype).itemsize
         _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
-        at = end
+        at = end + -end % EVEN
 
 
 def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
@@ -469,7 +477,7 @@ def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
 def _fill(target: _Target, part: Box, stored: torch.Tensor) -> None:
     """Copy integers of the stored dtype's width to the part of a target; values are converted where dtypes differ."""
     room = target.piece.data[part.within(target.piece.box)]
-    if room.dtype == target.dtype:
+    if room.dtype == target.dtype and not lazy(room):
         bits(room).copy_(stored)
     else:
         room.copy_(stored.view(target.dtype))

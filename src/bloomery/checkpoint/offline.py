@@ -19,11 +19,11 @@ import xxhash
 import bloomery
 from bloomery.checkpoint.boxes import Box, split, whole
 from bloomery.checkpoint.comm import Comm
-from bloomery.checkpoint.layout import Shard, Shards, dtype_named
+from bloomery.checkpoint.layout import Shard, Shards, dtype_named, row_bytes
 from bloomery.checkpoint.loading import read_manifest, read_tensors
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, TensorMeta, padded
 from bloomery.checkpoint.planner import CHUNK_BYTES, FILE_BYTES, _check_cover
-from bloomery.checkpoint.saving import _by_tensor, _bytes
+from bloomery.checkpoint.saving import _by_tensor
 from bloomery.checkpoint.storage import Storage, storage, write_all
 from bloomery.core.errors import CheckpointError
 
@@ -144,7 +144,7 @@ def _written(
                 raise CheckpointError(f"{name} {box} should be {meta.dtype}, and its data is {found}", where=to.path)
             assert file is not None
             for chunk in split(box, max(1, CHUNK_BYTES // data.element_size())):
-                content = _bytes(data[chunk.within(box)]).data
+                content = row_bytes(data[chunk.within(box)].detach()).data
                 check = xxhash.xxh3_64(content)
                 padding = bytes(padded(len(content)) - len(content))
                 check.update(padding)

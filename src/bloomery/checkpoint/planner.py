@@ -257,7 +257,7 @@ class Planner:
         error: BaseException | None = None
         try:
             mine, rows = local_plan(tensors, comm.world, chunk_bytes)
-        except CheckpointError as failed:
+        except Exception as failed:
             error = failed
         comm.agree(error)
         gathered, answer, plan = comm.gather(mine.to_bytes()), b"", None

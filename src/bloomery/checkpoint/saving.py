@@ -27,7 +27,7 @@ import xxhash
 
 import bloomery
 from bloomery.checkpoint.comm import Comm, comm, forget
-from bloomery.checkpoint.layout import bits
+from bloomery.checkpoint.layout import bits, row_bytes
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, padded
 from bloomery.checkpoint.planner import Planner, SavePlan, views
 from bloomery.checkpoint.state import Flat, flatten
@@ -90,7 +90,7 @@ class Saver:
                 draft = to.begin(overwrite)
                 _check_room(to, plan)
         except Exception as error:
-            failed = error
+            failed = explained(error, to.path)
         try:
             ranks.agree(failed)
         except BaseException:
@@ -211,7 +211,7 @@ class _Write:
         name = f"{DATA}/{self.ranks.rank:05d}-{number}.bin"
         with self.to.create(self.draft, name) as file:
             for i in np.flatnonzero(self.plan.file == number).tolist():
-                data = _bytes(self.parts[i]).data
+                data = row_bytes(self.parts[i]).data
                 padding = bytes(padded(len(data)) - len(data))
                 check = xxhash.xxh3_64(data)
                 check.update(padding)
@@ -240,6 +240,8 @@ class _Write:
         manifest, table = Manifest(self.plan.tensors, _by_tensor(chunks), files, values, aliases, ranks, about).dump()
         with self.to.create(self.draft, TABLE) as file:
             write_all(file, memoryview(table))
+        if self.to.size(self.draft, TABLE) != len(table):
+            raise StorageError(f"{TABLE} is shorter than what was written", where=self.to.path)
         self.to.commit(self.draft, manifest, self.overwrite)
 
 
@@ -310,12 +312,6 @@ def _merged(told: list[Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def _by_tensor(chunks: Chunks) -> Chunks:
     order = np.lexsort((chunks.offset, chunks.file, chunks.tensor))
     return Chunks(**{name: column[order] for name, column in vars(chunks).items()})
-
-
-def _bytes(part: torch.Tensor) -> np.ndarray:
-    """A chunk's bytes in row-major order: uint8 (nbytes,), a view where memory already is so."""
-    data = bits(part).cpu().contiguous()
-    return data.view(-1).view(torch.uint8).numpy() if data.numel() else np.zeros(0, np.uint8)
 
 
 def _check_room(to: Storage, plan: SavePlan) -> None:

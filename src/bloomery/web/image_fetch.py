@@ -78,6 +78,7 @@ class WebImages:
     allow_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", Path(self.cache).absolute())  # workers may run elsewhere
         for name, low in (("max_bytes", 1), ("concurrency", 1), ("retries", 0), ("per_host_delay", 0)):
             if not getattr(self, name) >= low:
                 raise ConfigError(f"{name}={getattr(self, name)!r}", where="WebImages", fix=f"{low} or more")
@@ -228,15 +229,24 @@ class _Session:
 
     async def _get_robots(self, url: str) -> tuple[int, bytes]:
         """Status and body of a robots.txt, from the cache for as long as a passing failure."""
+
+        async def request() -> Entry:
+            known = self._cache.get(url)  # another process may have been here before us
+            if known is not None:
+                return known
+            response = await self._fetcher.follow(url, 0, ROBOTS_BYTES)
+            status, body = (response.status, response.body) if response is not None else (404, b"")
+            entry = Entry(body, str(status), passing=True)
+            self._cache.put(url, entry)
+            return entry
+
         entry = self._cache.get(url)
         if entry is None:
             try:
-                response = await self._in_turn(url, 0.0, lambda: self._fetcher.follow(url, 0, ROBOTS_BYTES))
-                status, body = (response.status, response.body) if response is not None else (404, b"")
-                entry = Entry(body, str(status), passing=True)
+                entry = await self._in_turn(url, 0.0, request)
             except FetchError as error:
                 entry = Entry(reason=error.kind, passing=True)
-            self._cache.put(url, entry)
+                self._cache.put(url, entry)
         if not entry.reason.isdigit():
             kind = entry.reason if entry.reason == "refused_address" else "robots_unreachable"
             raise FetchError(kind, f"robots.txt: {entry.reason}", where=url, passing=kind != entry.reason)

@@ -20,7 +20,7 @@ from urllib.request import url2pathname
 
 import pyarrow as pa
 
-from bloomery.core.errors import ConfigError, nearest
+from bloomery.core.errors import ConfigError, DataError, nearest
 from bloomery.core.hashing import digest
 from bloomery.corpus.interleaved.flat_images import replace_parts
 from bloomery.corpus.interleaved.image_header import KINDS, image_header
@@ -75,16 +75,24 @@ class FolderImages:
     """Files below a folder: of `https://host/a/b.png` the file `host/a/b.png`, and `file:` addresses inside the folder.
 
     Nothing outside the folder is read, whatever an address or a link in the folder says.
+
+    Raises:
+        DataError: there is no such folder.
     """
 
     folder: Path
     max_bytes: int = 10 << 20
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).absolute())  # workers may run elsewhere
 
     def prepare(self, addresses: Sequence[str]) -> None:
         """Nothing to do."""
 
     def get(self, addresses: Sequence[str]) -> list[bytes | Missing]:
         """The files' bytes."""
+        if not self.folder.is_dir():
+            raise DataError("no such folder of images", where=self.folder)
         root = self.folder.resolve()
         return [self._read(root, address) for address in addresses]
 
