@@ -144,6 +144,16 @@ def test_shapes_of_state(tmp_path: Path, flat_optimizer: bool) -> None:
     assert same(optimizer.state_dict(), second[1].state_dict())
 
 
+def test_a_module_without_submodules_is_known_by_its_optimiser(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    state = {"net": model, "optim": torch.optim.SGD(model.parameters(), lr=0.1), "plain": {"x": torch.ones(1)}}
+    checkpoint.save(tmp_path / "a", {**state, "none": {}})
+    export_dcp(tmp_path / "a", tmp_path / "dcp")
+    manifest = import_dcp(tmp_path / "dcp", tmp_path / "b")
+    assert manifest.values["net"] == {"kind": "module"}
+    assert checkpoint.diff(tmp_path / "a", tmp_path / "b").values == {"none": "missing"}  # DCP has no empty ones
+
+
 def test_keys_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     manifest = import_dcp(folder, tmp_path / "ours", skip=["optim.*", "loader*"])
     assert {name.partition("/")[0] for name in manifest.index} == {"model"}
