@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
@@ -195,3 +198,19 @@ def test_a_flipped_bit_is_found(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
         import_dcp(folder, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_metadata_is_read_or_refused(folder: Path, tmp_path_factory, data: st.DataObject) -> None:
+    """Whatever became of the pickle, the worst that comes out is one line."""
+    content = bytearray((folder / ".metadata").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    other = tmp_path_factory.mktemp("damaged")
+    (other / ".metadata").write_bytes(content)
+    for file in folder.glob("*.distcp"):
+        (other / file.name).hardlink_to(file)
+    with contextlib.suppress(CheckpointError):
+        import_dcp(other, other / "ours")

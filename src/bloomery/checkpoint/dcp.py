@@ -92,9 +92,12 @@ def import_dcp(
         name: torch.empty(meta.shape, dtype=dtype_named(meta.dtype), device="meta")
         for name, meta in told.tensors.items()
     }
-    flat = _named(_nested({**marks, **objects}, told.paths, key), optimizer, folder)
-    ours = {id(mark): name for name, mark in flat.tensors.items()}
-    names = {theirs: ours[id(mark)] for theirs, mark in marks.items()}
+    try:
+        flat = _named(_nested({**marks, **objects}, told.paths, key), optimizer, folder)
+        ours = {id(mark): name for name, mark in flat.tensors.items()}
+        names = {theirs: ours[id(mark)] for theirs, mark in marks.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"its items do not make one state: {error!r:.120}", where=folder / METADATA) from error
     tensors = [TensorMeta(names[name], meta.dtype, meta.shape) for name, meta in told.tensors.items()]
     ordered = sorted((item for item in told.items if item.box is not None), key=lambda item: (item.file, item.offset))
     files = {name: i for i, name in enumerate(dict.fromkeys(item.file for item in ordered))}
@@ -186,13 +189,14 @@ def _parsed(root: Any) -> _Folder:
         name, place = index.state["fqn"], info.state
         if info.callee != f"{_FILE}._StorageInfo" or place.get("transform_descriptors"):
             raise ValueError(f"{name} is stored in a way of its own")
-        if Path(place["relative_path"]).name != place["relative_path"]:
+        if Path(place["relative_path"]).name != place["relative_path"] or "\0" in place["relative_path"]:
             raise ValueError(f"{name} lies outside the folder")
+        begin, length = _size((place["offset"], place["length"]))
         box = None
         if name in found.tensors:
             offset = _size(index.state.get("offset") or (0,) * len(found.tensors[name].shape))
             box = Box(offset, chunks[name][offset])
-        found.items.append(_Item(name, place["relative_path"], place["offset"], place["length"], box))
+        found.items.append(_Item(name, place["relative_path"], begin, length, box))
     found.paths = {name: tuple(path) for name, path in _items(root.state.get("planner_data") or {})}
     return found
 
