@@ -144,7 +144,7 @@ def _written(
                 raise CheckpointError(f"{name} {box} should be {meta.dtype}, and its data is {found}", where=to.path)
             assert file is not None
             for chunk in split(box, max(1, CHUNK_BYTES // data.element_size())):
-                content = row_bytes(data[chunk.within(box)]).data
+                content = row_bytes(data[chunk.within(box)].detach()).data
                 check = xxhash.xxh3_64(content)
                 padding = bytes(padded(len(content)) - len(content))
                 check.update(padding)
