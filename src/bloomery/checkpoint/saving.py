@@ -28,7 +28,7 @@ import xxhash
 import bloomery
 from bloomery.checkpoint.comm import Comm, comm, forget
 from bloomery.checkpoint.layout import bits, row_bytes
-from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, padded
+from bloomery.checkpoint.manifest import DATA, TABLE, Manifest, padded
 from bloomery.checkpoint.planner import Planner, SavePlan, views
 from bloomery.checkpoint.state import Flat, flatten
 from bloomery.checkpoint.storage import Storage, storage, write_all
