@@ -67,6 +67,11 @@ class Chunks:
         """The rows of one tensor."""
         return slice(*np.searchsorted(self.tensor, [tensor, tensor + 1]).tolist())
 
+    def by_tensor(self) -> Chunks:
+        """The same rows in the order of tensors."""
+        order = np.lexsort((self.offset, self.file, self.tensor))
+        return Chunks(**{name: column[order] for name, column in vars(self).items()})
+
     def box(self, row: int, ndim: int) -> Box:
         """The box of one chunk of a tensor with `ndim` axes."""
         return Box(tuple(self.start[row, :ndim].tolist()), tuple(self.size[row, :ndim].tolist()))

@@ -150,7 +150,7 @@ def merge(plans: Sequence[LocalPlan]) -> tuple[list[np.ndarray], list[TensorMeta
     rank = np.repeat(np.arange(len(plans)), [len(plan.tensor) for plan in plans])
 
     kept = _writers(_identity(tensor, start, size), nbytes, rank, len(plans))
-    _check_cover(tensors, tensor[kept], start[kept], size[kept])
+    check_cover(tensors, tensor[kept], start[kept], size[kept])
     begins = np.cumsum([0, *(len(plan.tensor) for plan in plans)])
     bounds = np.searchsorted(kept, begins)
     rows = [kept[a:b] - begin for a, b, begin in zip(bounds, bounds[1:], begins, strict=False)]
@@ -205,7 +205,8 @@ def _writers(identity: np.ndarray, nbytes: np.ndarray, rank: np.ndarray, world: 
     return np.sort(np.concatenate([alone, chosen]))
 
 
-def _check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarray, size: np.ndarray) -> None:
+def check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarray, size: np.ndarray) -> None:
+    """Raise a `CheckpointError` that names a tensor and a box, unless the boxes tile every tensor exactly."""
     order = np.argsort(tensor, kind="stable")
     edges = np.searchsorted(tensor[order], np.arange(len(tensors) + 1))
     for number, meta in enumerate(tensors):
