@@ -129,7 +129,7 @@ def _flatten_optimizer(
         flat.values[f"{key}/{name}"] = {"kind": "member", "group": number}
         for field_, value in optimizer.state.get(parameter, {}).items():
             full = f"{key}/{name}/{field_}"
-            if isinstance(value, torch.Tensor):
+            if is_tensor(value):  # ZeRO's flat shards too
                 for inner, tensor in _inner_tensors(full, value, flat.values):
                     flat.tensors[inner] = tensor
             else:
@@ -312,9 +312,9 @@ def _by_parameter(key: str, manifest: Manifest) -> dict[str, dict[str, TensorMet
     return found
 
 
-def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
+def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
     """Memory for a piece of optimiser state: what is there, else like the parameter, else a tensor of its own."""
-    if isinstance(old, torch.Tensor) and tuple(old.shape) == meta.shape:
+    if is_tensor(old) and global_shape(old) == meta.shape:
         return old
     if tuple(parameter.shape) == meta.shape:
         return torch.empty_like(parameter.detach(), dtype=dtype_named(meta.dtype))
