@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +27,7 @@ TIMEOUT = 300.0  # seconds that one measurement may take
 
 
 class Ranks:
-    """`count` processes with PyTorch loaded. A context manager: no process outlives it."""
+    """`count` processes with PyTorch loaded, started when they are needed. No process outlives the context."""
 
     def __init__(self, count: int, timeout: float = TIMEOUT) -> None:
         self.count, self.timeout = count, timeout
@@ -34,17 +35,19 @@ class Ranks:
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="ranks-")
         self._groups = 0
-        context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[SpawnProcess] = []
+        return self
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), name=f"rank-{rank}", daemon=False)
+            process = context.Process(target=_serve, args=(rank, theirs), name=f"rank-{rank}")
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -64,6 +67,8 @@ class Ranks:
         Raises:
             BloomeryError: a rank raised (its traceback is told), died, or took longer than the timeout.
         """
+        if not self._processes:
+            self._start()
         self._groups += 1
         store = str(Path(self._scratch.name) / f"group-{self._groups}")
         for pipe in self._pipes[:world]:
