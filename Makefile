@@ -54,7 +54,7 @@ format: $(VENV)/.installed-dev ## format the code
 
 bench: $(VENV)/.installed-dev ## measure against the peers (installed beside us in .venv-peers); updates docs/benchmarks.md
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "scrapy>=2.11" "datatrove[io,processing]>=0.4" "datasketch>=1.6" "rensa>=0.3" lxml_html_clean
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "scrapy>=2.11" "datatrove[io,processing]>=0.4" "datasketch>=1.6" "rensa>=0.3" "pydivsufsort>=0.0.18" "spacy>=3.8" lxml_html_clean
 	$(BIN)/python benchmarks/run_all.py --peer-python .venv-peers/bin/python
 
 claims: $(VENV)/.installed-web ## run every recipe's claim on this machine, then list what holds

@@ -1,7 +1,8 @@
 """Documents per second on one core: `bloomery.corpus` against datatrove, the same documents, equivalent steps.
 
     filters          length, symbols, stop words (Gopher quality) and repetition (Gopher repetition)
-    filters + exact  the same, then exact removal of duplicates over the whole corpus
+    FineWeb          Gopher's, C4's and FineWeb's rules with datatrove's definitions: both keep the same documents
+    filters + exact  the filters, then exact removal of duplicates over the whole corpus
     near duplicates  MinHash over 5-word shingles with 112 hashes, threshold about 0.75, clusters, filter
     from WARC        pages of this Python's documentation: text, then the filters; each side with its default
                      extractor, which is trafilatura for datatrove
@@ -24,17 +25,20 @@ import argparse
 import functools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 CASES = {
     "filters": "filters",
+    "fineweb": "FineWeb, same decisions",
     "exact": "filters + exact",
     "near": "near duplicates",
     "warc": "from WARC",
@@ -42,6 +46,7 @@ CASES = {
 }
 WARC = ("warc", "trafilatura")
 HASHES, BANDS = 112, 14
+SENTENCE_END = re.compile(r"[.?!][\"'”’»)\]]*(?!\S)")  # of the terminals, those that occur in these texts
 
 
 def main() -> None:
@@ -112,7 +117,7 @@ def compare(options: argparse.Namespace) -> None:
         "rounds taken in turns, imports not timed."
     )
     notes = [
-        "The libraries define repetition differently, so they do not keep the same documents: see the columns.",
+        "Except for FineWeb, the libraries define repetition differently and do not keep the same documents.",
         f"From WARC: {pages:,} pages; datatrove's extractor is trafilatura, ours by default Resiliparse's.",
     ]
     if options.json:
@@ -159,7 +164,8 @@ def run_side(side: str, case: str, source: Path, folder: Path, options: argparse
 def run_ours(case: str, source: Path, folder: Path, _: str) -> dict[str, Any]:
     import pyarrow as pa
 
-    from bloomery.corpus import ExactDedup, Length, NearDedup, Repetition, Symbols, engine, filters, run  # noqa: F401
+    from bloomery.corpus import ExactDedup, Length, NearDedup, Repetition, Symbols, engine, run  # noqa: F401
+    from bloomery.corpus.fineweb import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
     from bloomery.web import read_documents
 
     pa.set_cpu_count(1)
@@ -167,6 +173,12 @@ def run_ours(case: str, source: Path, folder: Path, _: str) -> dict[str, Any]:
     read = functools.partial(read_documents, extract="trafilatura" if case == "trafilatura" else "main")
     steps = {
         "filters": quality,
+        "fineweb": [
+            GopherRepetition(),
+            GopherQuality(),
+            C4Quality(terminal_punctuation=False, strict_reference=True),
+            FineWebQuality(strict_reference=True),
+        ],
         "exact": [*quality, ExactDedup()],
         "near": [NearDedup(threshold=0.75, hashes=HASHES)],
         "warc": quality,
@@ -191,7 +203,12 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.extractors import Trafilatura
-    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
     from datatrove.pipeline.readers import JsonlReader, ParquetReader, WarcReader
     from datatrove.pipeline.writers import ParquetWriter
     from datatrove.utils.logging import logger
@@ -205,7 +222,9 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
             raise NotImplementedError
 
         def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            raise NotImplementedError
+            ends = [match.end() for match in SENTENCE_END.finditer(text)]
+            ends = ends if ends and not text[ends[-1] :].strip() else [*ends, len(text)]
+            return list(pairwise([0, *ends]))
 
     logger.remove()
     language: Any = Whitespace() if tokenizer == "whitespace" else "eng"
@@ -216,11 +235,13 @@ def run_peer(case: str, source: Path, folder: Path, tokenizer: str) -> dict[str,
         ExactDedupConfig(content_getter=normalised),
         MinhashConfig(num_buckets=BANDS, hashes_per_bucket=HASHES // BANDS),
     )
+    rest = [C4QualityFilter(language=language, filter_no_terminal_punct=False), FineWebQualityFilter(language=language)]
     a, b, c = (str(folder / name) for name in ("stage1", "stage2", "stage3"))
     result = str(folder / "result")
     pages = [WarcReader(str(source.parent)), Trafilatura(), *filters, ParquetWriter(result)]
     pipelines: list[list[Any]] = {
         "filters": [[read, *filters, ParquetWriter(result)]],
+        "fineweb": [[read, *reversed(filters), *rest, ParquetWriter(result)]],
         "exact": [
             [read, *filters, ParquetWriter(written)],
             [ParquetReader(written), ExactDedupSignature(a, exact)],

@@ -24,6 +24,8 @@ PEERS = {
     "crawl": True,
     "curate": True,
     "dedup": True,
+    "substrings": True,
+    "quality": False,
     "memory": False,
     "pretrain": False,
     "generate": False,

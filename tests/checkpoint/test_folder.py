@@ -33,7 +33,7 @@ def damage(folder: Path) -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_retention_keeps_the_last_and_the_protected(tmp_path: Path, asynchronous: bool) -> None:
     kept = Checkpoints(tmp_path, keep_last=2, protect=lambda step: step % 4 == 0)
-    (tmp_path / ".step-00000099.abc.tmp").mkdir()
+    (tmp_path / ".step-00000099.0123456789ab.tmp").mkdir()
     (tmp_path / "notes").mkdir()
     for step in range(1, 8):
         kept.save(step, state(step), asynchronous=asynchronous)

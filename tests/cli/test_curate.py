@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+
+from bloomery.cli.curate import find_step
+from bloomery.corpus.presets import INTERLEAVED, PRESETS, preset
 
 SENTENCE = "the quick brown fox and a lazy dog went over every hill to see what there was for them to find"
 WORDS = SENTENCE.split()
@@ -91,7 +95,7 @@ def test_a_pipeline_by_name_and_what_it_would_take(documents, ok, bloomery, refu
     code, _, error = bloomery("curate", documents, "out", "--recipe", "refinedweb", "--engine", "inline", "--quiet")
     assert code in (0, 2), error  # these texts repeat themselves, and may all be dropped for it
     assert "exclude each other" in refused("curate", documents, "out", "--recipe", "dclm", "--use", "Length")
-    assert "did you mean 'refinedweb'?" in refused("curate", documents, "out2", "--recipe", "refinedwb")
+    assert "did you mean 'refinedweb'" in refused("curate", documents, "out2", "--recipe", "refinedwb")
 
 
 def test_a_configuration_of_dclm_and_json_lines_out(documents, ok):
@@ -114,3 +118,43 @@ def test_addresses_are_read_and_written(documents, ok, tmp_path, monkeypatch):
     ok("curate", "in", "local", "--use", "Length", "ExactDedup", "--engine", "inline", "--quiet")
     for path in Path("local").glob("*.parquet"):
         assert path.read_bytes() == (Path("out") / path.name).read_bytes()
+
+
+def prose(sentences: int) -> str:
+    """Lines of two sentences each, of which no two are alike."""
+    rng = random.Random(0)
+    made = [" ".join(["The", *rng.choices(WORDS, k=9), f"{rng.random():.9f}", "end."]) for _ in range(sentences)]
+    return "\n".join(f"{first} {second}" for first, second in zip(made[::2], made[1::2], strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["gopher", "c4", "fineweb"])
+def test_recipes_strict_or_not(recipe, ok, refused):
+    Path("in.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in (prose(20), prose(20)[:40])) + "\n")
+    arguments = ["curate", "in.jsonl", "--recipe", recipe, "--engine", "inline", "--quiet"]
+    plain = ok(*arguments[:2], "plain", *arguments[2:])
+    strict = ok(*arguments[:2], "strict", *arguments[2:], "--strict-reference")
+    assert plain["documents_out"] == strict["documents_out"] == 1
+    assert ("C4Quality" in [step["name"] for step in strict["steps"]]) == (recipe != "gopher")
+    assert ("GopherQuality" in [step["name"] for step in strict["steps"]]) == (recipe != "c4")
+    assert "--recipe" in refused("curate", "in.jsonl", "out", "--strict-reference")
+
+
+def test_a_plan_from_an_earlier_run(documents, ok, refused):
+    use = ["--use", "Length", "ExactDedup"]
+    ok("curate", documents, "sample", *use, "--engine", "inline", "--quiet")
+    guess = {step["name"]: step for step in ok("curate", documents, "out", *use, "--plan")["steps"]}
+    plan = {step["name"]: step for step in ok("curate", documents, "out", *use, "--plan", "--like", "sample")["steps"]}
+    assert not guess["Length"]["measured"]
+    assert plan["Length"]["measured"]
+    assert plan["ExactDedup"]["documents"] < plan["Length"]["documents"] or plan["Length"]["documents"] < 10
+    assert "--plan" in refused("curate", documents, "out", *use, "--like", "sample")
+    assert "no report.json" in refused("curate", documents, "out", *use, "--plan", "--like", documents)
+
+
+def test_every_step_of_a_recipe_has_a_name_for_files():
+    for recipe in PRESETS:
+        strict = [] if recipe in INTERLEAVED else preset(recipe, strict_reference=True)
+        for step in [*preset(recipe), *strict]:
+            assert find_step(step.name) is type(step)
+    assert find_step("Report") is None
+    assert find_step("Step") is None

@@ -13,6 +13,7 @@ from bloomery.cli.main import COMMANDS
 
 HELP = [
     *([name] for name in COMMANDS),
+    ["quality", "train"],
     ["tokenizer", "train"],
     ["tokenizer", "inspect"],
     ["tokenizer", "pack"],

@@ -18,10 +18,11 @@ import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 from bloomery.core.errors import CheckpointError
-from bloomery.core.unpickle import load
+from bloomery.core.unpickle import Made, load, notes
 
 
 class QuantizedWeight8bit:
@@ -268,3 +269,49 @@ def test_agrees_with_pickle_on_what_it_accepts(tmp_path: Path) -> None:
             content = pickle.dumps(array, protocol)
             (tmp_path / "a").write_bytes(content)
             assert np.array_equal(load(tmp_path / "a"), pickle.loads(content))
+
+
+# --- notes: other records --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    at: tuple[int, ...]
+    name: str
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_notes_say_what_would_have_been_made(tmp_path: Path, protocol: int) -> None:
+    value = {"points": [Point((1, 2), "a"), Point((), "b")], Point((3,), "key"): 2.5, "size": torch.Size([4, 5])}
+    found = notes(write(tmp_path / "x", value, protocol), {f"{Point.__module__}.Point", "torch.Size"})
+    (key,) = [key for key in found if isinstance(key, Made)]
+    assert [point.state for point in found["points"]] == [{"at": (1, 2), "name": "a"}, {"at": (), "name": "b"}]
+    assert (key.callee, key.state, found[key]) == (f"{Point.__module__}.Point", {"at": (3,), "name": "key"}, 2.5)
+    assert (found["size"].callee, found["size"].args) == ("torch.Size", ((4, 5),))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    ),
+    st.integers(2, 5),
+)
+def test_notes_of_plain_values_are_the_values(tmp_path_factory, value: Any, protocol: int) -> None:
+    assert notes(write(tmp_path_factory.mktemp("n") / "x", [value], protocol), ()) == [value]
+
+
+def test_notes_run_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir.*nothing of it was run"):
+        notes(write(tmp_path / "x", [1, Evil()]), {"torch.Size"})
+    assert not (tmp_path / "made").exists()
+
+
+def test_notes_of_a_shared_list_are_shared(tmp_path: Path) -> None:
+    shared: list[int] = [1]
+    found = notes(write(tmp_path / "x", [shared, shared, {"a": 1, "b": shared}]), ())
+    assert found[0] is found[1] is found[2]["b"]

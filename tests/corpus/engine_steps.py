@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.core.errors import StorageError
-from bloomery.corpus.documents import from_texts, texts, with_column
+from bloomery.corpus.documents import from_texts, texts, with_column, with_texts
 from bloomery.corpus.readers import read_documents
-from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop
+from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop, removed_parts
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ class Halves(Step):
                 rows.append((f"{name}#0", url, " ".join(words[:30])))
                 rows.append((f"{name}#1", url, " ".join(words[30:])))
         return from_texts([row[2] for row in rows], [row[0] for row in rows], [row[1] for row in rows])
+
+
+@dataclass(frozen=True)
+class NoLongWords(Step):
+    """Takes out words of more than six letters, and says so as if they were parts."""
+
+    def __call__(self, batch):
+        words = [text.split() for text in texts(batch).to_pylist()]
+        batch = with_texts(batch, [" ".join(w for w in some if len(w) <= 6) for some in words])
+        return removed_parts(batch, [["long word"] * sum(len(w) > 6 for w in some) for some in words])
 
 
 @dataclass(frozen=True)
@@ -178,3 +188,15 @@ def _kill_at_a_rename(moment: str, number: int) -> None:
 if "ENGINE_TEST_KILL" in os.environ:  # set for child processes of one test; their workers import this module as well
     _moment, _number = os.environ["ENGINE_TEST_KILL"].split()
     _kill_at_a_rename(_moment, int(_number))
+
+
+@dataclass(frozen=True)
+class AtMost(Step):
+    """Takes three documents at a time, and writes down how many it got."""
+
+    max_rows = 3
+    writes = ("rows",)
+
+    def __call__(self, batch):
+        assert batch.num_rows <= 3
+        return with_column(batch, "rows", pa.array([batch.num_rows] * batch.num_rows, pa.int64()))

@@ -25,7 +25,8 @@ from bloomery.corpus.bloom_dedup import (
     settle,
     without_paragraphs,
 )
-from bloomery.corpus.steps import DROP
+from bloomery.corpus.interleaved import Part, from_parts, parts_of
+from bloomery.corpus.steps import DROP, REMOVED
 from bloomery.corpus.word_breaks import tokens
 from bloomery.corpus.words import FACTOR, rolling
 
@@ -172,6 +173,44 @@ def test_a_repeated_paragraph_goes_and_a_repeated_document_too() -> None:
     assert run([LINE, f"{OTHER}\n{LINE}"], mode="document") == [LINE, f"{OTHER}\n{LINE}"]
     assert run([LINE, LINE], mode="exact") == [LINE, None]
     assert run([LINE, f"{LINE}\n{LINE}"], mode="paragraph") == [LINE, None]
+
+
+def test_documents_with_images_lose_the_same_paragraphs_and_keep_their_images() -> None:
+    image, another = Part(ref="i"), Part(ref="j")
+    documents = [
+        [Part(LINE), image],
+        [Part(f"{OTHER}\n{LINE}\nshort"), another, Part(LINE), image, Part(f"{LINE}\nlast")],
+        [image, Part(LINE)],
+        [Part("no\nimage"), Part("and short")],
+    ]
+    batch = from_parts(documents, ids=list("abcd"))
+    step = BloomDedup(mode="paragraph")
+    answer = step.decide(step.sketch(batch))
+    after = CutParagraphs()(batch.append_column(CUT, answer.column(CUT).combine_chunks()))
+    assert after.column(DROP).to_pylist() == [None, None, "duplicate text", None]
+    left = [parts for parts in parts_of(after)]
+    assert left[1] == [Part(f"{OTHER}\nshort"), another, image, Part("last")]
+    assert (left[0], left[3]) == (documents[0], documents[3])
+    assert after.column(REMOVED).to_pylist() == [[], ["duplicate paragraph"] * 3, ["duplicate paragraph"], []]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([LINE, OTHER, f"{LINE}\nx", f"x\n{OTHER}\n", "y", ""]), min_size=1, max_size=4)),
+    st.integers(0, 5),
+)
+def test_cuts_do_not_depend_on_what_else_is_in_the_batch(documents: list[list[str]], at: int) -> None:
+    batch = from_parts(
+        [[Part(text) for text in some] for some in documents], ids=[str(i) for i in range(len(documents))]
+    )
+    step = BloomDedup(mode="paragraph")
+    answer = step.decide(step.sketch(batch))
+    batch = batch.append_column(CUT, answer.column(CUT).combine_chunks())
+    whole = list(parts_of(CutParagraphs()(batch)))
+    pieces = [CutParagraphs()(batch.slice(0, at)), CutParagraphs()(batch.slice(at))]
+    assert [parts for piece in pieces for parts in parts_of(piece)] == whole
+    for before, cut, after in zip(documents, answer.column(CUT).to_pylist(), whole, strict=True):
+        stay = [line for i, line in enumerate("\n\n".join(before).split("\n")) if i not in (cut or ())]
+        assert [line for part in after for line in (part.text or "").split("\n") if line] == [k for k in stay if k]
 
 
 def test_shards_do_not_see_each_other() -> None:

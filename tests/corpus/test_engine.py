@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich
+from rich.console import Console
 
 from bloomery.core import files
 from bloomery.core.errors import BloomeryError, ConfigError, DataError, EmptyError, StorageError
@@ -32,6 +33,7 @@ from bloomery.corpus import (
     run,
 )
 from bloomery.corpus.documents import texts
+from bloomery.corpus.steps import kept
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import the example steps by name
 import engine_steps
@@ -99,6 +101,17 @@ def test_engines_write_the_same_bytes(inputs, expected, tmp_path):
     assert report.to_dict(timings=False) == json.loads(expected["report.json"])
 
 
+def test_a_step_that_takes_few_documents_gets_few(inputs, tmp_path):
+    few = [WordCount(), engine_steps.AtMost(), engine_steps.AtLeast("words", 30), Picky(), engine_steps.AtMost()]
+    report = run(few, inputs, tmp_path / "few", quiet=True)
+    whole = run([WordCount(), engine_steps.AtLeast("words", 30), Picky()], inputs, tmp_path / "whole", quiet=True)
+    assert all_texts(tmp_path / "few") == all_texts(tmp_path / "whole")
+    assert (report.documents_out, report.text_bytes_out) == (whole.documents_out, whole.text_bytes_out)
+    assert report.steps[3].dropped == whole.steps[2].dropped
+    rows = pq.read_table(next((tmp_path / "few").glob("00000*.parquet")))["rows"].to_pylist()
+    assert set(rows) <= {1, 2, 3}
+
+
 def test_nothing_but_the_result_is_left(inputs, tmp_path):
     run(STEPS, inputs, tmp_path, quiet=True)
     assert not list(tmp_path.rglob("*.arrow"))
@@ -137,6 +150,28 @@ def test_the_report_accounts_for_every_document(expected):
     assert sum(documents for documents, _ in report.sources.values()) == report.documents_in
     assert sum(kept for _, kept in report.sources.values()) == report.documents_out
     assert {"host0.org", "host1.org", "host2.org", "part0.jsonl"} == set(list(report.sources)[:3]) | {"part0.jsonl"}
+
+
+def test_parts_that_a_step_takes_out_are_counted_and_leave_no_column(inputs, tmp_path, capsys):
+    long = [word for text in _texts_in(inputs) for word in text.split() if len(word) > 6]
+    for engine in ("inline", "processes"):
+        report = run([engine_steps.NoLongWords()], inputs, tmp_path / engine, engine=engine, workers=2, quiet=True)
+        assert report.steps[1].removed == {"long word": len(long)}
+        assert "parts: long word" in " ".join(_printed(report, capsys).split())
+    assert contents(tmp_path / "inline") == contents(tmp_path / "processes")
+    assert pq.read_schema(next((tmp_path / "inline").glob("*.parquet"))).names == ["id", "url", "parts", "meta"]
+    assert Report.load(tmp_path / "inline" / "report.json").steps[1].removed == report.steps[1].removed
+
+
+def _texts_in(folder: Path) -> list[str]:
+    return [
+        t for path in sorted(folder.iterdir()) for batch in read_documents(path) for t in texts(kept(batch)).to_pylist()
+    ]
+
+
+def _printed(report: Report, capsys) -> str:
+    Console(width=200).print(report.table())
+    return capsys.readouterr().out
 
 
 def test_dropped_documents_are_saved_with_their_reason(expected):

@@ -183,3 +183,7 @@ def test_the_pipeline_of_dclm() -> None:
     names = [step.name for step in dclm()]
     assert names[-2:] == ["BloomDedup", "CutParagraphs"]
     assert len(names) == 22
+    names = [step.name for step in dclm(dedup="minhash")]
+    assert names[-3:] == ["NearDedup", "SubstringDedup", "CutSubstrings"]
+    with pytest.raises(ConfigError, match="dedup"):
+        dclm(dedup="none")  # type: ignore[arg-type]

@@ -276,7 +276,7 @@ def test_plans_and_bad_settings(
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(EmptyError, match="no document"):
         run(tmp_path / "blank.jsonl", tokenizer, tmp_path / "none")
-    monkeypatch.setattr(shuffle, "available_memory", lambda: 100)
+    monkeypatch.setattr(shuffle, "free_memory", lambda: 100)
     with pytest.raises(ConfigError, match=r"more memory.*cells="):
         run(inputs, tokenizer, tmp_path / "tight")
 

@@ -31,6 +31,10 @@ SMALL = DecoderConfig(
     qkv_bias=True, o_bias=True, mlp_bias=True,
 )  # fmt: skip
 PUBLISHED = {  # parameters of the released checkpoints
+    "dclm-400m": 411_616_256 + 24 * 2 * 1024,  # the published count leaves the scales of queries and keys out
+    "dclm-1b": 1_439_795_200 + 24 * 2 * 2048,
+    "dclm-3b": 2_795_932_160 + 32 * 2 * 2560,
+    "dclm-7b": 6_889_410_560 + 32 * 2 * 4096,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
     "llama-2-70b": 68_976_648_192,

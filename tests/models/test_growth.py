@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bloomery.core import weight_files
 from bloomery.core.errors import BloomeryError, CheckpointError, ConfigError, EmptyError, StorageError
 from bloomery.models import (
     Decoder,
@@ -482,7 +483,7 @@ def test_companions_travel_and_optimiser_state_does_not(folder: Path, tmp_path: 
 def test_one_tensor_at_a_time_is_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With files of one tensor each, every write has read exactly one."""
     events: list[str] = []
-    read, write = pretrained._Stored.tensor, pretrained.save_file
+    read, write = pretrained._Stored.tensor, weight_files.save_file
 
     def spy_read(stored: Any, name: str) -> Tensor:
         events.append("read")
@@ -493,7 +494,7 @@ def test_one_tensor_at_a_time_is_read(folder: Path, tmp_path: Path, monkeypatch:
         write(*args, **kwargs)
 
     monkeypatch.setattr(pretrained._Stored, "tensor", spy_read)
-    monkeypatch.setattr(pretrained, "save_file", spy_write)
+    monkeypatch.setattr(weight_files, "save_file", spy_write)
     grow_pretrained(folder, tmp_path / "grown", PLANS[0], shard_bytes=1, quiet=True)
     assert events == ["read", "write"] * (6 * 9 + 3)
 
@@ -508,7 +509,7 @@ def test_a_failure_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypat
     def full(*args: object, **kwargs: object) -> None:
         raise pretrained.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(weight_files, "save_file", full)
     with pytest.raises(StorageError, match="disk is full"):
         grow_pretrained(folder, tmp_path / "grown", PLANS[0], quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bloomery.core import weight_files
 from bloomery.core.errors import CheckpointError, ConfigError, StorageError
 from bloomery.models import (
     Decoder,
@@ -331,7 +332,7 @@ def test_every_preset_survives_the_format_it_is_written_in(name: str) -> None:
     assert _training_only(again) == _training_only(config)
     expected = {"llama": "llama", "yi": "llama", "qwen2.5": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral"}
     expected |= {"deepseek": "deepseek_v2", "nemotron": "nemotron", "minitron": "nemotron", "grok": "grok-1"}
-    expected |= {"ling": "bailing_moe", "afm": "bloomery"}
+    expected |= {"ling": "bailing_moe", "afm": "bloomery", "dclm": "bloomery"}
     assert expected[name.partition("-")[0]] == family.MODEL_TYPE
 
 
@@ -390,7 +391,7 @@ def test_loading_holds_the_model_and_one_tensor(tmp_path: Path, monkeypatch: pyt
 
 def test_converting_holds_one_file_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, write = pretrained._Stored.tensor, pretrained.save_file
+    read, write = pretrained._Stored.tensor, weight_files.save_file
 
     def spy_read(stored: Any, name: str) -> Tensor:
         events.append("read")
@@ -401,7 +402,7 @@ def test_converting_holds_one_file_at_a_time(folder: Path, tmp_path: Path, monke
         write(*args, **kwargs)
 
     monkeypatch.setattr(pretrained._Stored, "tensor", spy_read)
-    monkeypatch.setattr(pretrained, "save_file", spy_write)
+    monkeypatch.setattr(weight_files, "save_file", spy_write)
     edit_config(folder, torch_dtype=..., dtype="float32", future_field=[1, 2])
     parameters = convert_pretrained(folder, tmp_path / "half", "bfloat16", shard_bytes=1)
     assert events == ["read", "write"] * (len(events) // 2)
@@ -431,7 +432,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def full(*args: object, **kwargs: object) -> None:
         raise pretrained.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(weight_files, "save_file", full)
     with pytest.raises(StorageError, match="disk is full"):
         save_pretrained(Decoder(CONFIG), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -158,35 +158,35 @@ def test_the_order_of_words_and_images_is_that_of_the_page(pieces: list[str]) ->
 
 @pytest.mark.parametrize("tag", ["div", "b", "span", "table", "ul", "font size=1", "section", "custom-tag"])
 def test_100_000_tags_within_one_another(tag: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for compat in (False, True):
         page = "<p>first" + f"<{tag}>" * 100_000 + "deep down" + f"</{tag.split()[0]}>" * 100_000 + "<p>end"
         found = " ".join(part.text or "" for part in html_parts(page, URL, compat=compat))
         if tag != "custom-tag" and not (compat and tag == "table"):  # unknown tags go with what they hold
             assert "deep down" in found
         assert "first" in found
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_formatting_that_would_be_copied_into_every_paragraph() -> None:
     """A page of 100 kB that is five million nodes for a parser: <b> is never closed, so every <p> opens all of them."""
     page = "".join(f"<p><b a={number}>w{number}" for number in range(5_000))
-    started = time.perf_counter()
+    started = time.process_time()
     (part,) = html_parts(page, URL)
     assert (part.text or "").split("\n\n") == [f"w{number}" for number in range(5_000)]
     assert len(tame(page)) < len(page)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert tame("<p><b>x" * 500) == "<p><b>x" * 500  # small pages are not touched
 
 
 @pytest.mark.parametrize("compat", [False, True])
 def test_long_runs_take_linear_time(compat: bool) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for page in ("<!--" * 200_000, "<!-- x -->" * 100_000, "<br>" * 100_000, "<p>x" * 100_000, "\n " * 500_000,
                  "<picture>" + "<img>" * 50_000 + "<source>" * 50_000, "<a class=more-link>x</a>" * 20_000,
                  "<div class=footer><div id=menu>" * 10_000, "<script>" * 50_000, "x &amp;" * 200_000):  # fmt: skip
         html_parts(page, URL, compat=compat)
-    assert time.perf_counter() - started < 12
+    assert time.process_time() - started < 12
 
 
 def test_pages_that_are_refused() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bloomery.core.errors import DataError
 from bloomery.corpus.interleaved import Part
 from bloomery.metrics.order import kendall_tau
+from bloomery.recipes._mint1t_real import top_down
 from bloomery.web.interleave.pdf import Limits, PdfReader
 from bloomery.web.interleave.pdf_layout import Item, Paragraph, paragraphs, reading_order, without_margins
 from bloomery.worlds.pdf_pages import HEADER, HEIGHT, LAYOUTS, WIDTH, KnownPdf, Sheet, assemble, known_pdfs, write_pdf
@@ -35,11 +36,6 @@ def reader() -> Iterator[PdfReader]:
 def found(parts: list[Part]) -> list[str | int]:
     """Texts, and the numbers of PICTURES, which differ in width."""
     return [int(part.meta["width"]) - 200 if part.text is None else part.text for part in parts]
-
-
-def top_down(items: list[Item], width: float, height: float) -> list[list[Item]]:
-    """The baseline: from the top of the page to its bottom, across columns."""
-    return [sorted(items, key=lambda item: (round(item.y0), item.x0))]
 
 
 # ------------------------------------------------------------------------------------------------------------ order

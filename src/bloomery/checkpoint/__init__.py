@@ -9,17 +9,20 @@ checkpoint.verify("run/step-100")
 """
 
 from bloomery.checkpoint.boxes import Box
+from bloomery.checkpoint.compare import Difference, diff
 from bloomery.checkpoint.elastic import ElasticSampler, Rng
 from bloomery.checkpoint.folder import Checkpoints
-from bloomery.checkpoint.layout import FlatShard, Shard
+from bloomery.checkpoint.layout import FlatShard, Shard, Shards
 from bloomery.checkpoint.loading import LoadReport, load, read_manifest, verify
 from bloomery.checkpoint.manifest import Manifest
+from bloomery.checkpoint.resharding import reshard
 from bloomery.checkpoint.saving import Handle, finish, save
+from bloomery.checkpoint.state import Named
 from bloomery.checkpoint.storage import FsspecStorage, LocalStorage, Storage, storage
 from bloomery.checkpoint.tree import PerRank, Rows
 
 __all__ = [
-    "Box", "Checkpoints", "ElasticSampler", "FlatShard", "FsspecStorage", "Handle", "LoadReport", "LocalStorage",
-    "Manifest", "PerRank", "Rng", "Rows", "Shard", "Storage", "finish", "load", "read_manifest", "save",
-    "storage", "verify",
+    "Box", "Checkpoints", "Difference", "ElasticSampler", "FlatShard", "FsspecStorage", "Handle", "LoadReport",
+    "LocalStorage", "Manifest", "Named", "PerRank", "Rng", "Rows", "Shard", "Shards", "Storage", "diff", "finish",
+    "load", "read_manifest", "reshard", "save", "storage", "verify",
 ]  # fmt: skip

@@ -98,6 +98,8 @@ def fault(shape: Sequence[int], starts: np.ndarray, sizes: np.ndarray) -> tuple[
     """None where the boxes tile the tensor exactly; else ("missing" or "twice" or "outside", a box that is so)."""
     if not prod(shape):
         return None
+    if not len(shape):
+        return None if len(starts) == 1 else ("twice" if len(starts) else "missing", whole(()))
     full = np.array(shape, dtype=np.int64)
     out = np.flatnonzero(((starts < 0) | (starts + sizes > full)).any(axis=1))
     if len(out):

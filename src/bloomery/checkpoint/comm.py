@@ -16,10 +16,10 @@ _LARGEST = 1 << 30  # bytes of one message
 
 
 class Comm:
-    """The ranks that save or load one checkpoint together."""
+    """The ranks that save or load one checkpoint together; `alone`, this process whatever others there are."""
 
-    def __init__(self, group: Any = None) -> None:
-        together = dist.is_available() and dist.is_initialized()
+    def __init__(self, group: Any = None, *, alone: bool = False) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if together else 0
         self.world = dist.get_world_size(group) if together else 1
         self._peers = (
@@ -51,16 +51,15 @@ class Comm:
             dist.broadcast(data[begin : begin + _LARGEST], self._peers[0], group=self._group)
         return data.numpy().tobytes()
 
-    def exchange(self, outgoing: list[np.ndarray]) -> list[np.ndarray]:
-        """`outgoing[r]` (uint8) goes to rank r; what every rank sent here comes back, by sender."""
+    def exchange(self, outgoing: list[list[np.ndarray]]) -> list[np.ndarray]:
+        """`outgoing[r]` (uint8 arrays, joined) goes to rank r; what every rank sent here comes back, by sender."""
+        lengths = [sum(map(len, parts)) for parts in outgoing]
+        sent = np.concatenate([np.zeros(0, np.uint8), *(part for parts in outgoing for part in parts)])
         if self.world == 1:
-            return outgoing
-        counts = self.all_to_all([len(part) for part in outgoing])
+            return [sent]
+        counts = self.all_to_all(lengths)
         received = torch.empty(sum(counts), dtype=torch.uint8)
-        sent = (
-            torch.from_numpy(np.concatenate(outgoing)) if sum(map(len, outgoing)) else torch.empty(0, dtype=torch.uint8)
-        )
-        dist.all_to_all_single(received, sent, counts, [len(part) for part in outgoing], group=self._group)
+        dist.all_to_all_single(received, torch.from_numpy(sent), counts, lengths, group=self._group)
         return np.split(received.numpy(), np.cumsum(counts)[:-1])
 
     def all_to_all(self, numbers: list[int]) -> list[int]:
@@ -112,7 +111,12 @@ _comms: dict[Any, tuple[Any, Comm]] = {}
 
 
 def comm(group: Any = None) -> Comm:
-    """The communicator beside `group` (default: all ranks); made once, by all its ranks together."""
+    """The communicator beside `group` (default: all ranks); made once, by all its ranks together.
+
+    A `Comm` is taken as it is: ranks that talk in a way of their own derive one.
+    """
+    if isinstance(group, Comm):
+        return group
     if not (dist.is_available() and dist.is_initialized()):
         return Comm()
     parent = dist.group.WORLD if group is None else group

@@ -107,17 +107,21 @@ class Checkpoints:
                 log.warning("skipped: %s", error)
         return None
 
-    def prune(self, newest: int) -> list[int]:
-        """Delete what is too old, given that `newest` has just become durable; the steps that went.
-
-        Steps after `newest` are of a run that was given up; incomplete ones count for nothing. Both go too.
-        """
+    def stale(self, newest: int) -> list[int]:
+        """What `prune(newest)` would delete."""
         if self.keep_last is None:
             return []
         steps = self.steps()
         whole = [step for step in steps if step <= newest and (step == newest or self.whole(step))]
         kept = {*whole[-self.keep_last :], *(step for step in whole if self.protect(step))}
-        gone = [step for step in steps if step not in kept]
+        return [step for step in steps if step not in kept]
+
+    def prune(self, newest: int) -> list[int]:
+        """Delete what is too old, given that `newest` has just become durable; the steps that went.
+
+        Steps after `newest` are of a run that was given up; incomplete ones count for nothing. Both go too.
+        """
+        gone = self.stale(newest)
         for step in gone:
             delete(self.at(step))
         if isinstance(self.at(newest), LocalStorage):
@@ -136,7 +140,7 @@ def copy(source: Storage, target: Storage) -> None:
             with target.create(draft, name) as file:
                 for begin in range(0, size, BLOCK):
                     block = memoryview(bytearray(min(BLOCK, size - begin)))
-                    if source.read_into(name, begin, block) < len(block):
+                    if source.read_into(name, begin, [block]) < len(block):
                         raise CheckpointError(f"damaged checkpoint: {name} is cut short", where=source.path)
                     write_all(file, block)
         target.commit(draft, source.read(MANIFEST), overwrite=True)

@@ -4,6 +4,7 @@
     DTensor         FSDP2, HSDP, tensor and expert parallel: boxes from its mesh and placements, uneven shards included
     Shard           one box of a larger tensor: what Megatron calls a ShardedTensor
     FlatShard       a range of the flattened tensor, cut anywhere: ZeRO's and FSDP1's flat buffers
+    Shards          several boxes of one tensor: stacked layers, a range of a flattened shard
 
 Bytes are those of the machine (little-endian); a tensor of any dtype that PyTorch can copy is stored bit by bit.
 """
@@ -17,6 +18,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from bloomery.checkpoint.boxes import Box, flat_boxes, whole
@@ -41,7 +43,24 @@ class FlatShard:
     shape: Sequence[int]
 
 
-Tensorlike = torch.Tensor | Shard | FlatShard
+@dataclass(frozen=True)
+class Shards:
+    """Boxes of one tensor, at least one."""
+
+    parts: Sequence[Shard]
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The memory of the first."""
+        return self.parts[0].data
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The shape of the whole tensor."""
+        return self.parts[0].shape
+
+
+Tensorlike = torch.Tensor | Shard | FlatShard | Shards
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Piece:
 
 def is_tensor(value: object) -> bool:
     """Whether `value` is one of the ways to hold (a part of) a tensor."""
-    return isinstance(value, torch.Tensor | Shard | FlatShard)
+    return isinstance(value, torch.Tensor | Shard | FlatShard | Shards)
 
 
 def local(value: Tensorlike) -> torch.Tensor:
@@ -75,12 +94,16 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
         CheckpointError: partial sums that were never reduced, a shard that leaves its tensor, a dtype or a kind of
             tensor that has no defined bytes.
     """
+    if isinstance(value, Shards):
+        return [piece for part in value.parts for piece in pieces(part, name)]
     data, shape = local(value), global_shape(value)
-    _check(data, name)
+    check_bytes(data, name)
     if isinstance(value, Shard):
         box = Box(tuple(int(n) for n in value.offsets), tuple(data.shape))
         if len(box.start) != len(shape) or data.ndim != len(shape):
             raise CheckpointError(f"shard of {name} has {data.ndim} axes, the tensor {len(shape)}")
+        if any(a < 0 or a + n > m for a, n, m in zip(box.start, box.size, shape, strict=True)):
+            raise CheckpointError(f"shard {box} of {name} leaves its shape {list(shape)}")
         return [Piece(box, data)] if box.volume else []
     if isinstance(value, FlatShard):
         begin, end = value.begin, value.begin + data.numel()
@@ -109,10 +132,22 @@ def pieces(value: Tensorlike, name: str = "tensor") -> list[Piece]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers of the same width, so that copies move every dtype unchanged."""
-    if tensor.is_conj() or tensor.is_neg():
+    if lazy(tensor):
         tensor = tensor.resolve_conj().resolve_neg()
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
     return tensor if kind is None or tensor.dtype == kind else tensor.view(kind)
+
+
+def lazy(tensor: torch.Tensor) -> bool:
+    """Whether the elements are not those in memory, but to be conjugated or negated: `bits` is then a copy."""
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def row_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's bytes in row-major order, uint8 (nbytes,): a view where memory already is so."""
+    data = bits(tensor).cpu().contiguous()
+    row = data.as_strided((data.numel(),), (1,))  # contiguous, but of one element any stride is
+    return row.view(torch.uint8).numpy()
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -128,7 +163,8 @@ def dtype_named(name: str) -> torch.dtype:
     return found
 
 
-def _check(data: torch.Tensor, name: str) -> None:
+def check_bytes(data: torch.Tensor, name: str) -> None:
+    """Refuse a tensor that has no defined bytes, or none at all."""
     if data.is_quantized or data.layout is not torch.strided:
         fix = "save int_repr() with its scales, or to_dense()"
         raise CheckpointError(f"{name} is a {'quantised' if data.is_quantized else 'sparse'} tensor", fix=fix)

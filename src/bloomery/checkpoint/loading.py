@@ -14,28 +14,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, MutableMapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from bloomery.checkpoint.boxes import Box, overlaps
 from bloomery.checkpoint.comm import Comm, comm
-from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, pieces
+from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, lazy, pieces, row_bytes
 from bloomery.checkpoint.manifest import MANIFEST, TABLE, Chunks, Manifest, load_manifest, padded, parse, spans
 from bloomery.checkpoint.saving import explained, finish
 from bloomery.checkpoint.state import Wanted, want
 from bloomery.checkpoint.storage import Storage, storage
 from bloomery.core.errors import CheckpointError, StorageError, nearest
-from bloomery.core.hashing import hash64
 from bloomery.core.progress import Progress
 
-WINDOW = 64 << 20  # bytes that a rank reads before it exchanges
+WINDOW = 4 << 20, 64 << 20  # bytes that a rank reads before it exchanges: 1/64 of its share within these bounds
+READERS = 2  # windows that are read and checked at once
 BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
+EVEN = 16  # bytes that parts of a buffer or a message are multiples of, so that any dtype is aligned in them
 SHOWN = 12  # differences in a message
 
 
@@ -137,15 +140,15 @@ def verify(path: str | os.PathLike[str] | Storage, *, quiet: bool = True) -> Man
     to = storage(path) if isinstance(path, str | os.PathLike) else path
     manifest = read_manifest(to)
     chunks = manifest.chunks
-    buffer = memoryview(bytearray(max(WINDOW, int(padded(chunks.nbytes).max(initial=0)))))
+    end = [0] * len(manifest.files)
     with Progress("verify", sum(size for _, size in manifest.files), "bytes", quiet=quiet) as shown:
-        end = dict.fromkeys(range(len(manifest.files)), 0)
-        for rows in spans(chunks, np.arange(len(chunks)), WINDOW, 0):
-            begin, data = _read_window(to, manifest, rows, buffer)
+        for rows in spans(chunks, np.arange(len(chunks)), WINDOW[1], 0):
+            _read_window(to, manifest, rows, {})
+            begin, length = _extent(chunks, rows)
             if end[int(chunks.file[rows[0]])] != begin:
                 raise CheckpointError("damaged checkpoint: chunks do not follow each other", where=to.path)
-            end[int(chunks.file[rows[0]])] = begin + len(data)
-            shown.advance(len(data))
+            end[int(chunks.file[rows[0]])] = begin + length
+            shown.advance(length)
     for number, (name, size) in enumerate(manifest.files):
         if end[number] != size:
             raise CheckpointError(
@@ -297,7 +300,7 @@ def _requests(plan: _Plan, owner: np.ndarray, ranks: Comm) -> list[np.ndarray]:
     table = np.concatenate([plan.chunk[:, None], plan.start, plan.size], axis=1).astype(np.int64)
     holder = owner[plan.chunk]
     outgoing = [table[holder == r] if r != ranks.rank else table[:0] for r in range(ranks.world)]
-    received = ranks.exchange([np.ascontiguousarray(rows).view(np.uint8).reshape(-1) for rows in outgoing])
+    received = ranks.exchange([[np.ascontiguousarray(rows).view(np.uint8).reshape(-1)] for rows in outgoing])
     return [np.frombuffer(part.tobytes(), np.int64).reshape(-1, 1 + 2 * d) for part in received]
 
 
@@ -307,31 +310,31 @@ def _rounds(
 ) -> None:  # fmt: skip
     """Read windows of this rank's chunks, fill its own targets from them, and exchange what others want of them."""
     chunks = manifest.chunks
-    windows = list(spans(chunks, np.flatnonzero(owner == ranks.rank), WINDOW, GAP))
+    mine = np.flatnonzero(owner == ranks.rank)
+    window = int(np.clip(chunks.nbytes[mine].sum() // 64, *WINDOW))
+    windows = list(spans(chunks, mine, window, GAP))
     rounds = ranks.extremes(len(windows))[1]
-    longest = max((_extent(chunks, rows)[1] for rows in windows), default=0)
-    buffers = [memoryview(bytearray(longest)) for _ in range(min(2, len(windows)))]
     incoming = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(READERS) as readers:
 
-        def ahead(number: int) -> Future[tuple[int, memoryview]] | None:
-            if number >= len(windows):
-                return None
-            return reader.submit(_read_window, to, manifest, windows[number], buffers[number % 2])
+        def work(rows: np.ndarray) -> dict[int, memoryview]:
+            in_place = _in_place(manifest, plan, targets, rows)
+            views = _read_window(to, manifest, rows, in_place)
+            _fill_own(manifest, plan, targets, views, in_place)
+            return views
 
-        following = ahead(0)
+        ahead = deque(readers.submit(work, rows) for rows in windows[:READERS])
         for number in range(rounds):
             failed: BaseException | None = None
-            outgoing = [np.zeros(0, np.uint8)] * ranks.world
-            if following is not None:
+            outgoing: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
+            if number < len(windows):
                 try:
-                    begin, data = following.result()
-                    following = ahead(number + 1)
-                    report.bytes_read += len(data)
-                    window = np.sort(windows[number])
-                    _fill_own(manifest, plan, targets, window, begin, data)
-                    outgoing = [_cut_out(manifest, rows, window, begin, data) for rows in requests]
+                    views = ahead.popleft().result()
+                    if number + READERS < len(windows):
+                        ahead.append(readers.submit(work, windows[number + READERS]))
+                    report.bytes_read += _extent(chunks, windows[number])[1]
+                    outgoing = [_cut_out(manifest, rows, views) for rows in requests]
                 except Exception as error:
                     failed = error
             ranks.agree(explained(failed, to.path))
@@ -347,33 +350,67 @@ def _extent(chunks: Chunks, rows: np.ndarray) -> tuple[int, int]:
     return begin, int((chunks.offset[rows] + padded(chunks.nbytes[rows])).max()) - begin
 
 
-def _read_window(to: Storage, manifest: Manifest, rows: np.ndarray, buffer: memoryview) -> tuple[int, memoryview]:
-    """Read and check the chunks `rows`, which lie close together in one file: where that begins, and the bytes."""
+def _in_place(manifest: Manifest, plan: _Plan, targets: list[_Target], rows: np.ndarray) -> dict[int, memoryview]:
+    """Chunks that one target takes as they are, with the memory where they belong: read without a copy."""
+    found = {}
+    low, high = np.searchsorted(plan.chunk, rows), np.searchsorted(plan.chunk, rows, side="right")
+    for row, a, b in zip(rows.tolist(), low.tolist(), high.tolist(), strict=True):
+        if b - a == 1:
+            target, size = targets[plan.target[a]], plan.size[a]
+            room = target.piece.data
+            if room.device.type == "cpu" and room.dtype == target.dtype and (size == manifest.chunks.size[row]).all():
+                room = room[_part(plan.start[a], size, room.ndim).within(target.piece.box)]
+                if room.is_contiguous() and not lazy(room):
+                    found[row] = row_bytes(room).data
+    return found
+
+
+def _read_window(
+    to: Storage, manifest: Manifest, rows: np.ndarray, in_place: Mapping[int, memoryview]
+) -> dict[int, memoryview]:
+    """Read and check the chunks `rows`, which lie close together in one file: the bytes of each."""
     chunks = manifest.chunks
     begin, length = _extent(chunks, rows)
     name, size = manifest.files[int(chunks.file[rows[0]])]
-    data = buffer[:length]
+    scratch = memoryview(bytearray(length - sum(map(len, in_place.values())) + 2 * EVEN * len(rows)))
+
+    def take(count: int) -> memoryview:
+        nonlocal scratch
+        taken, scratch = scratch[:count], scratch[count + -count % EVEN :]
+        return taken
+
+    views: dict[int, tuple[memoryview, memoryview]] = {}  # a chunk and its padding
+    buffers, at = [], begin
+    for row in rows.tolist():  # in the order of the file
+        offset, nbytes = int(chunks.offset[row]), int(chunks.nbytes[row])
+        gap = take(offset - at)
+        views[row] = in_place[row] if row in in_place else take(nbytes), take(int(padded(nbytes)) - nbytes)
+        buffers += [gap, *views[row]]
+        at = offset + int(padded(nbytes))
     try:
-        count = to.read_into(name, begin, data)
+        count = to.read_into(name, begin, [buffer for buffer in buffers if len(buffer)])
     except FileNotFoundError:
         raise CheckpointError(f"damaged checkpoint: {name} is missing", where=to.path) from None
+    except OSError as error:
+        raise StorageError(f"{name} cannot be read: {error}", where=to.path) from error
     if count < length:
         what = f"damaged checkpoint: {name} ends at {begin + count} of {size} bytes"
         raise CheckpointError(what, where=to.path)
-    for row in rows.tolist():
-        at = int(chunks.offset[row]) - begin
-        if hash64(data[at : at + int(padded(int(chunks.nbytes[row])))]) != int(chunks.checksum[row]):  # type: ignore[arg-type]
+    for row, (data, padding) in views.items():
+        check = xxhash.xxh3_64(data)
+        check.update(padding)
+        if check.intdigest() != int(chunks.checksum[row]):
             meta = manifest.tensors[int(chunks.tensor[row])]
-            where = f"{meta.name} {chunks.box(row, len(meta.shape))} in {name} at byte {begin + at}"
+            where = f"{meta.name} {chunks.box(row, len(meta.shape))} in {name} at byte {int(chunks.offset[row])}"
             raise CheckpointError(f"damaged checkpoint: {where} does not match its checksum", where=to.path)
-    return begin, data
+    return {row: data for row, (data, _) in views.items()}
 
 
-def _stored(manifest: Manifest, row: int, begin: int, data: memoryview) -> tuple[Box, torch.Tensor]:
-    """A chunk of a window: its box, and its elements as integers in that shape."""
+def _stored(manifest: Manifest, row: int, data: memoryview) -> tuple[Box, torch.Tensor]:
+    """A chunk that has been read: its box, and its elements as integers in that shape."""
     meta = manifest.tensors[int(manifest.chunks.tensor[row])]
-    box, at = manifest.chunks.box(row, len(meta.shape)), int(manifest.chunks.offset[row]) - begin
-    return box, _elements(data[at : at + int(manifest.chunks.nbytes[row])], meta.dtype).view(box.size)
+    box = manifest.chunks.box(row, len(meta.shape))
+    return box, _elements(data, meta.dtype).view(box.size)
 
 
 def _elements(data: memoryview | np.ndarray, dtype: str) -> torch.Tensor:
@@ -384,35 +421,36 @@ def _elements(data: memoryview | np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def _fill_own(
-    manifest: Manifest, plan: _Plan, targets: list[_Target], window: np.ndarray, begin: int, data: memoryview
+    manifest: Manifest, plan: _Plan, targets: list[_Target], views: Mapping[int, memoryview], done: Collection[int]
 ) -> None:
-    """Copy the parts of a window that this rank wants itself."""
-    low, high = np.searchsorted(plan.chunk, window), np.searchsorted(plan.chunk, window, side="right")
-    for row, a, b in zip(window.tolist(), low.tolist(), high.tolist(), strict=True):
+    """Copy the parts of a window that this rank wants itself; chunks in `done` are where they belong."""
+    rows = np.array([row for row in views if row not in done], np.int64)
+    low, high = np.searchsorted(plan.chunk, rows), np.searchsorted(plan.chunk, rows, side="right")
+    for row, a, b in zip(rows.tolist(), low.tolist(), high.tolist(), strict=True):
         if a < b:
-            box, stored = _stored(manifest, row, begin, data)
+            box, stored = _stored(manifest, row, views[row])
             for i in range(a, b):
                 part = _part(plan.start[i], plan.size[i], len(box.start))
                 _fill(targets[plan.target[i]], part, stored[part.within(box)])
 
 
-def _cut_out(manifest: Manifest, rows: np.ndarray, window: np.ndarray, begin: int, data: memoryview) -> np.ndarray:
-    """What another rank asked for of a window: how many parts, which of its requests they answer, their bytes."""
-    if not len(rows):
-        return np.zeros(0, np.uint8)
-    low, high = np.searchsorted(rows[:, 0], window), np.searchsorted(rows[:, 0], window, side="right")
-    d = (rows.shape[1] - 1) // 2
+def _cut_out(manifest: Manifest, asked: np.ndarray, views: Mapping[int, memoryview]) -> list[np.ndarray]:
+    """What another rank `asked` for of a window: how many parts, which of its requests they answer, their bytes."""
+    window = np.sort(np.array(list(views), np.int64))
+    low, high = np.searchsorted(asked[:, 0], window), np.searchsorted(asked[:, 0], window, side="right")
+    d = (asked.shape[1] - 1) // 2
     answered, parts = [], []
-    for chunk, a, b in zip(window.tolist(), low.tolist(), high.tolist(), strict=True):
+    for row, a, b in zip(window.tolist(), low.tolist(), high.tolist(), strict=True):
         if a < b:
-            box, stored = _stored(manifest, chunk, begin, data)
+            box, stored = _stored(manifest, row, views[row])
             for i in range(a, b):
-                part = _part(rows[i, 1 : d + 1], rows[i, d + 1 :], len(box.start))
-                parts.append(stored[part.within(box)].contiguous().view(-1).view(torch.uint8).numpy())
+                part = _part(asked[i, 1 : d + 1], asked[i, d + 1 :], len(box.start))
+                parts.append(row_bytes(stored[part.within(box)]))
                 answered.append(i)
     if not parts:
-        return np.zeros(0, np.uint8)
-    return np.concatenate([np.array([len(parts), *answered], np.int64).view(np.uint8), *parts])
+        return []
+    head = np.array([len(parts), *answered], np.int64).view(np.uint8)
+    return [array for part in (head, *parts) for array in (part, np.zeros(-len(part) % EVEN, np.uint8))]
 
 
 def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray) -> None:
@@ -421,13 +459,15 @@ def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.nda
         return
     count = int(content[:8].view(np.int64)[0])
     at = 8 * (count + 1)
-    for request in content[8:at].view(np.int64).tolist():
+    requests = content[8:at].view(np.int64).tolist()
+    at += -at % EVEN
+    for request in requests:
         i = asked[request]
         meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
         part = _part(plan.start[i], plan.size[i], len(meta.shape))
         end = at + part.volume * dtype_named(meta.dtype).itemsize
         _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
-        at = end
+        at = end + -end % EVEN
 
 
 def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
@@ -437,7 +477,7 @@ def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
 def _fill(target: _Target, part: Box, stored: torch.Tensor) -> None:
     """Copy integers of the stored dtype's width to the part of a target; values are converted where dtypes differ."""
     room = target.piece.data[part.within(target.piece.box)]
-    if room.dtype == target.dtype:
+    if room.dtype == target.dtype and not lazy(room):
         bits(room).copy_(stored)
     else:
         room.copy_(stored.view(target.dtype))

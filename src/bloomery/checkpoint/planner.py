@@ -22,7 +22,17 @@ import xxhash
 
 from bloomery.checkpoint.boxes import Box, fault, split
 from bloomery.checkpoint.comm import Comm
-from bloomery.checkpoint.layout import FlatShard, Piece, Shard, Tensorlike, dtype_name, global_shape, local, pieces
+from bloomery.checkpoint.layout import (
+    FlatShard,
+    Piece,
+    Shard,
+    Shards,
+    Tensorlike,
+    dtype_name,
+    global_shape,
+    local,
+    pieces,
+)
 from bloomery.checkpoint.manifest import Chunks, TensorMeta, padded
 from bloomery.core.errors import CheckpointError
 
@@ -244,9 +254,13 @@ class Planner:
         if known is not None and least == most:
             self._known[key] = known  # the newest again
             return known[1], known[2], True
-        mine, rows = local_plan(tensors, comm.world, chunk_bytes)
-        gathered = comm.gather(mine.to_bytes())
-        answer, error, plan = b"", None, None
+        error: BaseException | None = None
+        try:
+            mine, rows = local_plan(tensors, comm.world, chunk_bytes)
+        except Exception as failed:
+            error = failed
+        comm.agree(error)
+        gathered, answer, plan = comm.gather(mine.to_bytes()), b"", None
         if gathered is not None:
             try:
                 answer, plan = self._merged(gathered, file_bytes)
@@ -301,6 +315,8 @@ def signature(tensors: Mapping[str, Tensorlike]) -> tuple[Any, ...]:
 
 
 def _cut(value: Tensorlike) -> tuple[Any, ...]:
+    if isinstance(value, Shards):
+        return tuple(_cut(part) for part in value.parts)
     if isinstance(value, Shard):
         return value.data.dtype, value.data.shape, tuple(value.offsets), tuple(value.shape)
     if isinstance(value, FlatShard):

@@ -27,17 +27,19 @@ import xxhash
 
 import bloomery
 from bloomery.checkpoint.comm import Comm, comm, forget
-from bloomery.checkpoint.layout import bits
+from bloomery.checkpoint.layout import bits, row_bytes
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, padded
 from bloomery.checkpoint.planner import Planner, SavePlan, views
 from bloomery.checkpoint.state import Flat, flatten
 from bloomery.checkpoint.storage import Storage, storage, write_all
+from bloomery.core.devices import free_memory
 from bloomery.core.errors import CheckpointError, StorageError
 from bloomery.core.files import explain_os_errors
 from bloomery.core.log import logger
 
 WRITERS = 4  # files written at once by a rank
 SLACK = 1.02  # of the bytes to write, for the file system itself
+SHARE = 0.9  # of the free memory that a copy of the state may take
 
 log = logger("checkpoint")
 
@@ -73,11 +75,11 @@ class Saver:
         after: Callable[[], None] | None = None,
     ) -> Handle:  # fmt: skip
         """See `bloomery.checkpoint.save`; `after` runs on the first rank once the checkpoint is durable."""
-        self.finish()
         handle, clock = Handle(to.path), _Clock()
         failed: BaseException | None = None
         flat, draft = Flat(), ""
         try:
+            self.finish()
             flat = flatten(state, ranks.rank, ranks.world)
         except Exception as error:
             failed = error
@@ -88,7 +90,7 @@ class Saver:
                 draft = to.begin(overwrite)
                 _check_room(to, plan)
         except Exception as error:
-            failed = error
+            failed = explained(error, to.path)
         try:
             ranks.agree(failed)
         except BaseException:
@@ -98,11 +100,14 @@ class Saver:
         draft = ranks.broadcast(draft.encode()).decode()
         parts = views(flat.tensors, rows, plan.rows)
         handle.timings["plan"] = clock.lap()
-        if asynchronous:
-            parts = self._stage(parts, plan)
+        try:
+            if asynchronous and (asynchronous := self._has_room(plan)):
+                parts = self._stage(parts, plan)
+        except Exception as error:
+            failed = error  # told to the others when they have written
         handle.timings["stage"] = clock.lap()
         handle.staged.set_result(None)
-        work = _Write(to, draft, parts, plan, _described(flat), ranks, handle, overwrite, after)
+        work = _Write(to, draft, parts, plan, _described(flat), ranks, handle, overwrite, after, failed)
         self._under_way = handle
         if asynchronous:
             self._thread = threading.Thread(target=work.run, name="checkpoint", daemon=True)
@@ -120,6 +125,14 @@ class Saver:
             self._thread = None
         if handle is not None and not handle.reported:
             handle.wait()
+
+    def _has_room(self, plan: SavePlan) -> bool:
+        """Whether this machine can hold the copy; else the save is a synchronous one, which needs none."""
+        needed, free = sum(plan.file_bytes) - len(self._buffer), free_memory()
+        if needed < free * SHARE:
+            return True
+        log.warning("no memory for a copy of %.1f GB: training waits until it is written", needed / 1e9)
+        return False
 
     def _stage(self, parts: list[torch.Tensor], plan: SavePlan) -> list[torch.Tensor]:
         """Copies of `parts` in the host buffer, each where it will be in its file; pinned where it comes from a GPU."""
@@ -145,9 +158,9 @@ class _Write:
 
     def __init__(
         self, to: Storage, draft: str, parts: list[torch.Tensor], plan: SavePlan, told: bytes, ranks: Comm,
-        handle: Handle, overwrite: bool, after: Callable[[], None] | None,
+        handle: Handle, overwrite: bool, after: Callable[[], None] | None, failed: BaseException | None,
     ) -> None:  # fmt: skip
-        self.to, self.draft, self.parts, self.plan, self.told = to, draft, parts, plan, told
+        self.to, self.draft, self.parts, self.plan, self.told, self.failed = to, draft, parts, plan, told, failed
         self.ranks, self.handle, self.overwrite, self.after = ranks, handle, overwrite, after
 
     def run(self) -> None:
@@ -165,10 +178,10 @@ class _Write:
             self.handle.committed.set_result(None)
 
     def _run(self) -> None:
-        clock, failed = _Clock(), None
+        clock, failed = _Clock(), self.failed
         checksums = np.zeros(len(self.parts), np.uint64)
         try:
-            numbers = range(len(self.plan.file_bytes))
+            numbers = range(0 if failed else len(self.plan.file_bytes))
             with ThreadPoolExecutor(max(1, min(WRITERS, len(numbers)))) as pool:
                 list(pool.map(lambda number: self._file(number, checksums), numbers))
         except Exception as error:
@@ -198,7 +211,7 @@ class _Write:
         name = f"{DATA}/{self.ranks.rank:05d}-{number}.bin"
         with self.to.create(self.draft, name) as file:
             for i in np.flatnonzero(self.plan.file == number).tolist():
-                data = _bytes(self.parts[i]).data
+                data = row_bytes(self.parts[i]).data
                 padding = bytes(padded(len(data)) - len(data))
                 check = xxhash.xxh3_64(data)
                 check.update(padding)
@@ -227,6 +240,8 @@ class _Write:
         manifest, table = Manifest(self.plan.tensors, _by_tensor(chunks), files, values, aliases, ranks, about).dump()
         with self.to.create(self.draft, TABLE) as file:
             write_all(file, memoryview(table))
+        if self.to.size(self.draft, TABLE) != len(table):
+            raise StorageError(f"{TABLE} is shorter than what was written", where=self.to.path)
         self.to.commit(self.draft, manifest, self.overwrite)
 
 
@@ -297,12 +312,6 @@ def _merged(told: list[Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def _by_tensor(chunks: Chunks) -> Chunks:
     order = np.lexsort((chunks.offset, chunks.file, chunks.tensor))
     return Chunks(**{name: column[order] for name, column in vars(chunks).items()})
-
-
-def _bytes(part: torch.Tensor) -> np.ndarray:
-    """A chunk's bytes in row-major order: uint8 (nbytes,), a view where memory already is so."""
-    data = bits(part).cpu().contiguous()
-    return data.view(-1).view(torch.uint8).numpy() if data.numel() else np.zeros(0, np.uint8)
 
 
 def _check_room(to: Storage, plan: SavePlan) -> None:

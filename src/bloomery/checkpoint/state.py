@@ -1,7 +1,9 @@
 """What a program hands over, as named tensors and JSON values, and the way back.
 
     nn.Module       parameters and persistent buffers as <key>/<fully qualified name>; tied ones once
-    Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values
+    Optimizer       state as <key>/<name of the parameter>/<key of the state>; options of its groups as values; one
+                    that divides its state among ranks (ZeRO) holds FlatShards in `state`
+    Named           tensors by name, of which every rank may hold others
     a Stateful      anything with state_dict() and load_state_dict(): schedulers, loaders, scalers
     a tensor, or plain values (see `tree`)
 
@@ -18,12 +20,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloomery.checkpoint.layout import Tensorlike, bits, dtype_name, dtype_named, global_shape, is_tensor, local
+from bloomery.checkpoint.layout import (
+    Tensorlike,
+    bits,
+    check_bytes,
+    dtype_name,
+    dtype_named,
+    global_shape,
+    is_tensor,
+    local,
+)
 from bloomery.checkpoint.manifest import Manifest, TensorMeta
 from bloomery.checkpoint.tree import decode, encode
 from bloomery.core.errors import CheckpointError
 from bloomery.core.hashing import hash64
 
+EXTRA = "_extra_state"  # what PyTorch calls the extra state of a module
 SMALL = 64 << 10  # bytes of a tensor outside modules that is compared across ranks
 
 
@@ -34,6 +46,10 @@ class Flat:
     tensors: dict[str, Tensorlike] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+
+
+class Named(dict[str, Tensorlike]):
+    """Tensors by name, as a module holds them: each rank brings its own names (pipeline stages, foreign frameworks)."""
 
 
 def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
@@ -49,6 +65,9 @@ def flatten(state: Mapping[str, Any], rank: int = 0, world: int = 1) -> Flat:
             raise CheckpointError(f"{key!r} cannot be a key of a checkpoint", fix="use a word without '/' and '$'")
         if isinstance(value, nn.Module):
             _flatten_module(key, value, flat, rank, world)
+        elif isinstance(value, Named):
+            flat.values[key] = {"kind": "module"}
+            flat.tensors |= {f"{key}/{name}": tensor for name, tensor in value.items()}
         elif isinstance(value, torch.optim.Optimizer):
             _flatten_optimizer(key, value, names, flat, rank, world)
         else:
@@ -62,10 +81,14 @@ def is_stateful(value: object) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def parameter_names(state: Mapping[str, Any]) -> dict[int, str]:
-    """The fully qualified name of every parameter in the modules of `state`, by identity."""
-    modules = [value for value in state.values() if isinstance(value, nn.Module)]
-    return {id(p): name for module in modules for name, p in unwrap(module).named_parameters()}
+def parameter_names(state: Mapping[str, Any]) -> dict[int, tuple[str, str]]:
+    """The key in `state` of every parameter's module, and its fully qualified name there, by identity."""
+    names: dict[int, tuple[str, str]] = {}
+    for key, value in state.items():
+        if isinstance(value, nn.Module):
+            for name, parameter in unwrap(value).named_parameters():
+                names.setdefault(id(parameter), (key, name.replace("_orig_mod.", "")))
+    return names
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -108,7 +131,7 @@ def _memory(tensor: torch.Tensor) -> list[Any]:
     return [id(tensor), view] if data.numel() else [id(tensor)]
 
 
-def _inner_tensors(name: str, tensor: torch.Tensor, values: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _inner_tensors(name: str, tensor: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A tensor itself; a quantised subclass as the tensors it is made of (PyTorch's `__tensor_flatten__`)."""
     data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
     if hasattr(data, "_local_tensor") or not hasattr(data, "__tensor_flatten__"):
@@ -120,7 +143,7 @@ def _inner_tensors(name: str, tensor: torch.Tensor, values: dict[str, Any]) -> I
 
 
 def _flatten_optimizer(
-    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, str], flat: Flat, rank: int, world: int
+    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], flat: Flat, rank: int, world: int
 ) -> None:
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     _add(flat, key, groups, "optimizer", rank, world)
@@ -129,18 +152,24 @@ def _flatten_optimizer(
         flat.values[f"{key}/{name}"] = {"kind": "member", "group": number}
         for field_, value in optimizer.state.get(parameter, {}).items():
             full = f"{key}/{name}/{field_}"
-            if is_tensor(value):  # ZeRO's flat shards too
+            if is_tensor(value):
                 for inner, tensor in _inner_tensors(full, value, flat.values):
                     flat.tensors[inner] = tensor
             else:
                 _add(flat, full, value, "option", rank, world)
 
 
-def _optimised(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(group, name, parameter); parameters of no module in the state are named by their position."""
+def _optimised(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]]
+) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """(group, name, parameter). Names begin with the key of the module where an optimiser is for several modules;
+    parameters of no module in the state are named by their position."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    several = len({names[id(parameter)][0] for parameter in parameters if id(parameter) in names}) > 1
     for number, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):
-            yield number, names.get(id(parameter), f"{number}.{i}"), parameter
+            key, name = names.get(id(parameter), ("", f"{number}.{i}"))
+            yield number, f"{key}.{name}" if several and key else name, parameter
 
 
 def _add(flat: Flat, name: str, value: Any, kind: str, rank: int, world: int) -> None:
@@ -150,6 +179,7 @@ def _add(flat: Flat, name: str, value: Any, kind: str, rank: int, world: int) ->
     flat.values |= {path: {"kind": "part", "tree": part} for path, part in encoded.values.items()}
     flat.values[name] = {"kind": kind, "tree": tree}
     for path, tensor in encoded.tensors.items():  # what every rank has must be one value: a generator's state is not
+        check_bytes(local(tensor), path)
         if type(tensor) is torch.Tensor and tensor.numel() * tensor.element_size() <= SMALL:
             same = hash64(bits(tensor.detach()).cpu().contiguous().numpy().tobytes())
             flat.values[f"{path}#"] = {"kind": "same", "digest": f"{same:016x}"}
@@ -178,6 +208,10 @@ def want(state: MutableMapping[str, Any], manifest: Manifest, rank: int, world: 
     for key, value in state.items():
         if isinstance(value, nn.Module):
             _want_module(key, value, manifest, wanted, rank, world, cast)
+        elif isinstance(value, Named):
+            wanted.claimed.add(key)
+            for name, tensor in value.items():
+                _want_tensor(f"{key}/{name}", tensor, manifest, wanted, cast)
         elif isinstance(value, torch.optim.Optimizer):
             _want_optimizer(key, value, names, manifest, wanted, rank, world, cast)
         else:
@@ -196,7 +230,7 @@ def _want_module(
         if not isinstance(value, torch.Tensor):
             if record := _record(full, "extra", manifest, wanted):
                 tree = _tree(full, record, value, manifest, wanted, rank, world, cast)
-                owner = unwrap(module).get_submodule(name.rpartition(".")[0])
+                owner = unwrap(module).get_submodule(name.removesuffix(EXTRA).rstrip("."))
                 wanted.finish.append(lambda owner=owner, tree=tree: owner.set_extra_state(tree()))  # type: ignore[misc]
             continue
         classes: dict[str, Any] = {}
@@ -204,12 +238,19 @@ def _want_module(
             source = manifest.aliases.get(inner, inner)
             others = {kept[memory] for memory in _memory(tensor) if memory in kept}
             if others - {source}:
-                wanted.wrong.append(f"{inner} is tied to {next(iter(others))} in the model only")
+                other = next(iter(others - {source}))
+                if manifest.equal(source, other):  # DCP stores a tied tensor under each of its names
+                    wanted.claimed.add(source)
+                    continue
+                wanted.wrong.append(f"{inner} is tied to {other} in the model only")
             if not others and source in kept.values():
                 wanted.ties.append(f"{inner} is tied to {source} in the checkpoint only")
             kept |= dict.fromkeys(_memory(tensor), source)
             _want_tensor(inner, tensor, manifest, wanted, cast)
         _check_classes(classes, manifest, wanted)
+        if name.endswith(EXTRA):  # its tensor may be made anew at every call
+            owner = unwrap(module).get_submodule(name.removesuffix(EXTRA).rstrip("."))
+            wanted.finish.append(lambda owner=owner, value=value: owner.set_extra_state(value))  # type: ignore[misc]
 
 
 def _check_classes(classes: Mapping[str, Any], manifest: Manifest, wanted: Wanted) -> None:
@@ -226,7 +267,11 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
         wanted.missing.append(name)
         return
     wanted.claimed.add(meta.name)
-    shape, dtype = global_shape(tensor), dtype_name(local(tensor).dtype)
+    data = local(tensor)
+    check_bytes(data, name)
+    if any(n > 1 and step == 0 for n, step in zip(data.shape, data.stride(), strict=True)):
+        raise CheckpointError(f"{name} is an expanded view: its elements share memory", fix="load into a clone() of it")
+    shape, dtype = global_shape(tensor), dtype_name(data.dtype)
     if shape != meta.shape:
         wanted.wrong.append(f"{name} is {_size(meta.shape)} in the checkpoint, {_size(shape)} here")
         return
@@ -238,8 +283,8 @@ def _want_tensor(name: str, tensor: Tensorlike, manifest: Manifest, wanted: Want
 
 
 def _want_optimizer(
-    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, str], manifest: Manifest, wanted: Wanted,
-    rank: int, world: int, cast: bool,
+    key: str, optimizer: torch.optim.Optimizer, names: Mapping[int, tuple[str, str]], manifest: Manifest,
+    wanted: Wanted, rank: int, world: int, cast: bool,
 ) -> None:  # fmt: skip
     record = _record(key, "optimizer", manifest, wanted)
     if record is None:
@@ -265,7 +310,7 @@ def _want_optimizer(
             wanted.wrong.append(f"{full} is in parameter group {number} here, in {group} in the checkpoint")
         state = new_state[parameter] = {}
         old = optimizer.state.get(parameter, {})
-        for field_, meta in saved.get(name, {}).items():
+        for field_, meta in saved.get(full, {}).items():
             inner = f"{full}/{field_}"
             if meta is None:  # a plain value
                 option = _record(inner, "option", manifest, wanted)
@@ -301,18 +346,19 @@ def _want_optimizer(
 def _by_parameter(key: str, manifest: Manifest) -> dict[str, dict[str, TensorMeta | None]]:
     """State of each parameter in the checkpoint: tensors, and None for plain values; subclasses by their own name."""
     found: dict[str, dict[str, TensorMeta | None]] = {}
+    members = {full for full, record in manifest.values.items() if record["kind"] == "member"}
     for meta in manifest.tensors:
-        if meta.name.startswith(f"{key}/") and meta.name.count("/") == 2:
-            _, name, field_ = meta.name.partition("#")[0].split("/")
-            found.setdefault(name, {})[field_] = meta
+        full, _, field_ = meta.name.rpartition("/")  # names of parameters may hold any character, those of state do not
+        if full in members and full.startswith(f"{key}/"):
+            found.setdefault(full, {})[field_.partition("#")[0]] = meta
     for full, record in manifest.values.items():
         if record["kind"] == "option" and full.startswith(f"{key}/"):
-            _, name, field_ = full.split("/", 2)
-            found.setdefault(name, {})[field_] = None
+            member, _, field_ = full.rpartition("/")
+            found.setdefault(member, {})[field_] = None
     return found
 
 
-def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
+def _state_tensor(old: Any, meta: TensorMeta, parameter: torch.Tensor, group: Mapping[str, Any]) -> Tensorlike:
     """Memory for a piece of optimiser state: what is there, else like the parameter, else a tensor of its own."""
     if is_tensor(old) and global_shape(old) == meta.shape:
         return old
@@ -350,7 +396,7 @@ def _record(name: str, kind: str, manifest: Manifest, wanted: Wanted) -> dict[st
         wanted.missing.append(name)
         return None
     wanted.claimed.add(name)
-    if record["kind"] != kind:
+    if record["kind"] != kind and {record["kind"], kind} != {"stateful", "value"}:  # what state_dict() gives is a value
         wanted.wrong.append(f"{name} is {record['kind']} in the checkpoint, {kind} here")
         return None
     return record
@@ -368,6 +414,7 @@ def _tree(
         wanted.claimed |= {meta.name for meta in manifest.tensors if meta.name.startswith(f"{name}/")}
     present = encode(name, like, rank, world).tensors if like is not None else {}
     made: dict[str, Any] = {}
+    of_parts = tuple(f"{path}/" for path in parts)
 
     def tensor(path: str) -> Any:
         if path in made:
@@ -377,7 +424,8 @@ def _tree(
             raise CheckpointError(f"damaged checkpoint: {path} is named but not stored")
         here = present.get(path)
         fits = here is not None and (global_shape(here), dtype_name(local(here).dtype)) == (meta.shape, meta.dtype)
-        keep = here is not None and (fits or record["kind"] == "value")  # a Stateful may take another size
+        resizable = record["kind"] != "value" or path.startswith(of_parts)  # a Stateful and rows may take another size
+        keep = here is not None and (fits or not resizable)
         made[path] = here if keep else torch.empty(meta.shape, dtype=dtype_named(meta.dtype))
         _want_tensor(path, made[path], manifest, wanted, cast)
         return made[path]

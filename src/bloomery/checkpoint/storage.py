@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from bloomery.checkpoint.manifest import MANIFEST
+from bloomery.checkpoint.manifest import DATA, MANIFEST, TABLE
 from bloomery.core.errors import CheckpointError, MissingExtraError, StorageError
 from bloomery.core.files import explain_os_errors, fsync_folder
 
 RETRIES = 3  # of a remote read
+IOV_MAX = 1024  # buffers of one call to the system
+LEFT = re.compile(r"\.(.+)\.(?:[0-9a-f]{12}(?:\.old)?|deleted)\.tmp")
 
 
 class Storage(Protocol):
@@ -49,8 +52,8 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes:
         """A whole file of the checkpoint."""
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; fewer bytes only at its end."""
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers`, one after another, from a file; the number of bytes, fewer only at its end."""
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
@@ -79,15 +82,19 @@ class LocalStorage:
         token = uuid.uuid4().hex[:12]
         with explain_os_errors(self.folder.parent):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if self.folder.exists() and not overwrite:
-                refuse_existing(self.path, (self.folder / MANIFEST).exists())
+            self._refuse(overwrite)
             self._take_lock(token)
-            for old in self.folder.parent.glob(f".{self.folder.name}.*.old.tmp"):  # killed between two renames
-                if not self.folder.exists():
-                    old.rename(self.folder)
-            for left in self.folder.parent.glob(f".{self.folder.name}.*.tmp"):  # of a writer that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            (self._draft(token) / "data").mkdir(parents=True)
+            try:
+                home = self._home()
+                if home != self.folder:
+                    home.rename(self.folder)
+                    self._refuse(overwrite)
+                for left in self._left_over():
+                    shutil.rmtree(left, ignore_errors=True)
+                (self._draft(token) / DATA).mkdir(parents=True)
+            except BaseException:
+                self.abort(token)
+                raise
         return token
 
     def create(self, draft: str, name: str) -> IO[bytes]:
@@ -111,7 +118,12 @@ class LocalStorage:
                 if not overwrite:
                     refuse_existing(self.path, True)
                 self.folder.rename(old)
-            at.rename(self.folder)
+            try:
+                at.rename(self.folder)
+            except OSError:
+                if old.exists():
+                    old.rename(self.folder)
+                raise
             fsync_folder(self.folder.parent)
         shutil.rmtree(old, ignore_errors=True)
         self._lock.unlink(missing_ok=True)
@@ -125,19 +137,41 @@ class LocalStorage:
     def read(self, name: str) -> bytes:
         """A whole file."""
         with explain_os_errors(self.path):
-            return (self.folder / name).read_bytes()
+            return (self._home() / name).read_bytes()
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; the number of bytes there were."""
-        done = 0
-        with (self.folder / name).open("rb", buffering=0) as file:
-            while done < len(buffer) and (count := os.preadv(file.fileno(), [buffer[done:]], offset + done)):
-                done += count
-        return done
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        left, at = [buffer for buffer in buffers if len(buffer)], offset
+        with (self._home() / name).open("rb", buffering=0) as file:
+            while left and (count := os.preadv(file.fileno(), left[:IOV_MAX], at)):
+                at += count
+                while left and count >= len(left[0]):
+                    count -= len(left.pop(0))
+                if count:
+                    left[0] = left[0][count:]
+        return at - offset
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
         return shutil.disk_usage(self.folder.parent).free
+
+    def _home(self) -> Path:
+        """The folder; where it was put aside, if a writer was killed before the new one took its place."""
+        aside = [] if self.folder.exists() else [left for left in self._left_over() if left.match("*.old.tmp")]
+        return aside[0] if aside else self.folder
+
+    def _left_over(self) -> list[Path]:
+        return [left for name, left in _left_overs(self.folder.parent) if name == self.folder.name]
+
+    def _refuse(self, overwrite: bool) -> None:
+        if not self.folder.exists():
+            return
+        if not overwrite or not self.folder.is_dir():
+            refuse_existing(self.path, (self.folder / MANIFEST).exists())
+        foreign = sorted({entry.name for entry in self.folder.iterdir()} - {MANIFEST, TABLE, DATA})
+        if foreign:
+            what = f"replacing it would delete {', '.join(foreign[:3])}" + (", …" if len(foreign) > 3 else "")
+            raise CheckpointError(what, where=self.path, fix="save under another name")
 
     def _draft(self, token: str) -> Path:
         return self.folder.with_name(f".{self.folder.name}.{token}.tmp")
@@ -146,14 +180,17 @@ class LocalStorage:
         for _ in range(2):
             try:
                 with self._lock.open("x", encoding="utf-8") as file:
-                    file.write(_signed(token))
+                    try:
+                        file.write(_signed(token))
+                        file.flush()
+                    except OSError:  # a lock that names nobody would stay for ever
+                        self._lock.unlink()
+                        raise
                 return
             except FileExistsError:
                 holder = _told(self._lock)
                 if not _is_dead(holder):
-                    fix = f"wait for it; if it is gone, delete {self._lock.name} beside the checkpoint"
-                    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix) from None
+                    refuse_writer(self.path, holder, f"{self._lock.name} beside the checkpoint")
                 self._lock.unlink(missing_ok=True)
         raise CheckpointError("is being written by another process", where=self.path)
 
@@ -179,18 +216,16 @@ class FsspecStorage:
                 refuse_existing(self.path, True)
             self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(f"{self.root}/lock-{token}.json", _signed(token).encode())
-            others = [name for name in self._locks() if token not in name]
-            if others:
-                holder = json.loads(self.fs.cat_file(others[0]))
-                if not _is_dead(holder):
-                    self.fs.rm_file(f"{self.root}/lock-{token}.json")
-                    fix = f"wait for it; if it is gone, delete {others[0]}"
-                    who = f"process {holder.get('pid')} on {holder.get('host')}"
-                    raise CheckpointError(f"is being written by {who}", where=self.path, fix=fix)
-                for name in others:
-                    self.fs.rm_file(name)
-            if self.fs.exists(f"{self.root}/{MANIFEST}"):  # from here on the old one is none
-                self.fs.rm_file(f"{self.root}/{MANIFEST}")
+            try:
+                for other in [name for name in self._locks() if token not in name]:
+                    holder = json.loads(self.fs.cat_file(other))
+                    if not _is_dead(holder):
+                        refuse_writer(self.path, holder, other)
+                    self.fs.rm_file(other)
+            except BaseException:
+                self.fs.rm_file(f"{self.root}/lock-{token}.json")
+                raise
+            self._remove(MANIFEST, TABLE, DATA)  # from here on the old one is none
         return token
 
     def create(self, draft: str, name: str) -> IO[bytes]:
@@ -217,23 +252,34 @@ class FsspecStorage:
         """Remove the draft and the lock."""
         with remote_errors(self.path):
             if self.fs.exists(f"{self.root}/lock-{draft}.json"):
-                self.fs.rm(self.root, recursive=True)
+                self._remove(MANIFEST, TABLE, DATA, f"lock-{draft}.json")
 
     def read(self, name: str) -> bytes:
         """A whole file."""
         with remote_errors(self.path):
             return bytes(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}")))
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a file; the number of bytes there were."""
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers` from a file; the number of bytes there were."""
+        end = offset + sum(map(len, buffers))
         with remote_errors(self.path):
-            data = _retried(lambda: self.fs.cat_file(f"{self.root}/{name}", start=offset, end=offset + len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
+            data = memoryview(_retried(lambda: self.fs.cat_file(f"{self.root}/{name}", start=offset, end=end)))
+        at = 0
+        for buffer in buffers:
+            part = data[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return at
 
     def free_bytes(self) -> int | None:
         """Room left, where it can be known."""
         return None
+
+    def _remove(self, *names: str) -> None:
+        """Remove what is a checkpoint's own, in this order; what else is there stays."""
+        for name in names:
+            if self.fs.exists(f"{self.root}/{name}"):
+                self.fs.rm(f"{self.root}/{name}", recursive=True)
 
     def _locks(self) -> list[str]:
         self.fs.invalidate_cache(self.root)
@@ -260,11 +306,19 @@ class _DurableFile:
 
 def sweep(folder: Path) -> None:
     """Remove what killed writers and deletions have left in `folder`; what a living writer holds stays."""
-    for left in folder.glob(".*.tmp"):
-        lock = left.with_name(f".{left.name[1:].partition('.')[0]}.lock")
+    for name, left in _left_overs(folder):
+        lock = folder / f".{name}.lock"
         if not lock.exists() or _is_dead(_told(lock)):
             shutil.rmtree(left, ignore_errors=True)
+    for lock in folder.glob(".*.lock"):
+        if _is_dead(_told(lock)):
             lock.unlink(missing_ok=True)
+
+
+def _left_overs(folder: Path) -> list[tuple[str, Path]]:
+    """Drafts, replaced and deleted checkpoints that are still in `folder`, each with the checkpoint's name."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [(found[1], entry) for entry in entries if (found := LEFT.fullmatch(entry.name))]
 
 
 def write_all(file: IO[bytes], data: memoryview) -> None:
@@ -280,6 +334,13 @@ def refuse_existing(path: str, complete: bool) -> None:
     """A checkpoint is not written over unless that is asked for."""
     what = "already holds a checkpoint" if complete else "exists and is no checkpoint"
     raise CheckpointError(what, where=path, fix="save under another name, or pass overwrite=True")
+
+
+def refuse_writer(path: str, holder: dict[str, Any], lock: str) -> None:
+    """Two runs do not write one checkpoint; `lock` is what to delete where the other is no more."""
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    fix = "wait for it" + (f"; if it is gone, delete {lock}" if lock else "")
+    raise CheckpointError(f"is being written by {who}", where=path, fix=fix) from None
 
 
 @contextmanager
@@ -312,7 +373,7 @@ def _signed(token: str) -> str:
 def _told(lock: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 

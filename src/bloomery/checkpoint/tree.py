@@ -83,13 +83,13 @@ def share(count: int, part: int, parts: int) -> slice:
 def _encode(value: Any, path: str, out: Encoded, rank: int, world: int) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value if not isinstance(value, int) or isinstance(value, bool) else int(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _encode_array(value, path, out)
     if isinstance(value, float):
         return float(value) if np.isfinite(value) else {"$float": repr(float(value))}
     if is_tensor(value):
         out.tensors[path] = value
         return {"$tensor": path}
-    if isinstance(value, np.ndarray | np.generic):
-        return _encode_array(value, path, out)
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, PerRank):
@@ -104,7 +104,7 @@ def _encode(value: Any, path: str, out: Encoded, rank: int, world: int) -> Any:
         return {"$rows": parts}
     if isinstance(value, list | tuple):
         items = [_encode(item, f"{path}/{i}", out, rank, world) for i, item in enumerate(value)]
-        return items if type(value) is list else {"$tuple": items}
+        return items if isinstance(value, list) else {"$tuple": items}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: _encode(item, f"{path}/{_escaped(key)}", out, rank, world) for key, item in value.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,7 @@ from bloomery.cli.options import parse, print_json, print_rich
 from bloomery.core.config import decode, load_yaml
 from bloomery.core.errors import ConfigError, nearest
 
-REFINEDWEB = (
-    "AlphabeticWords", "BulletLines", "CollapseNewlines", "CounterLines", "EllipsisLines", "FastTextLanguage",
-    "LineLength", "LineSubstring", "MassiveRepetition", "NumericLines", "PageLength", "RemovalRatio", "StopWords",
-    "SymbolRatio", "UppercaseLines", "UrlBan", "UrlRemoval", "WordCount", "WordLength",
-)  # fmt: skip
 DEFAULT = ("Language", "Length", "Symbols", "Repetition", "ExactDedup", "NearDedup")
-KNOWN = (
-    *DEFAULT,
-    "Score",
-    "Select",
-    "Split",
-    "BloomDedup",
-    "CutParagraphs",
-    "BalancedSample",
-    "Decontaminate",
-    *REFINEDWEB,
-)
 
 ABOUT = """Filter, deduplicate and select documents. Every drop has a reason; the survival table counts them.
 
@@ -43,9 +28,12 @@ Example:
   bloomery curate crawl/ corpus/ --recipe dclm --model classifier.bin --keep 0.1
   bloomery curate crawl/ corpus/ --steps steps.yaml
   bloomery curate crawl/ corpus/ --steps dclm_baseline_refinedweb.yaml --language-model lid.176.bin
+  bloomery curate crawl/ papers/ corpus/ --recipe mint1t --image-cache images/
   bloomery curate crawl/ corpus/ --plan
+  bloomery curate crawl/ corpus/ --recipe fineweb --strict-reference
+  bloomery curate crawl/ corpus/ --plan --like sample/
 
-`--steps` takes a file of ours, or one of DCLM's own configurations, unchanged:
+`--steps` takes a file of ours, or DCLM's and OBELICS' own configurations, unchanged:
 
 steps.yaml:
   steps:
@@ -71,23 +59,37 @@ class Options:
     use: tuple[str, ...] = ()
     """Names of steps, with their defaults, instead of a file."""
     recipe: str = ""
-    """A whole pipeline by name instead: refinedweb, dclm or gopher."""
+    """A whole pipeline by name: refinedweb, dclm, gopher, c4, fineweb; mint1t or obelics for text with images."""
+    strict_reference: bool = False
+    """Decide in `--recipe` as the reference does, quirks included (see the page on curation)."""
+    tokenizer: Literal["whitespace", "spacy"] = "whitespace"
+    """What makes words in gopher, c4 and fineweb; datatrove's decisions take spaCy and the strict reference."""
     model: Path | None = None
     """Quality classifier of `--recipe dclm`: a fastText .bin or .ftz, or the folder of a trained scorer."""
     keep: float = 0.1
     """Share of the documents that it keeps."""
     language_model: Path | None = None
-    """fastText language model for refinedweb, dclm and DCLM's own files, such as lid.176.bin."""
+    """fastText language model for recipes and DCLM's and OBELICS' own files, such as lid.176.bin; else py3langid."""
+    word_lists: Path | None = None
+    """JSON file of word lists for the recipe obelics and OBELICS' own file, such as {"common_words": […]}."""
+    interleaved: bool = False
+    """Read pages as text and images in their order; mint1t and obelics do."""
+    image_cache: Path | None = None
+    """mint1t and obelics: fetch images from the web and keep them in this folder."""
+    image_folder: Path | None = None
+    """mint1t and obelics: take images from this folder instead, laid out as HOST/PATH."""
     engine: Literal["inline", "processes", "ray"] = "processes"
     """Run in this process, in a pool, or on Ray; the output is the same."""
     workers: int | None = None
     """Units of work at a time; default: all CPUs."""
     address: str | None = None
     """Of a running Ray cluster; without it `--engine ray` starts a local one."""
-    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] = "parquet"
-    """Of the survivors."""
+    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "obelics.parquet", "tar"] = "parquet"
+    """Of the survivors; the last two are the layouts of OBELICS and MINT-1T."""
     plan: bool = False
     """Only say what the run would take: documents, memory, disk, time."""
+    like: str | None = None
+    """Output folder (or address) of an earlier run, say of a sample: `--plan` takes its rates and survival."""
     force: bool = False
     """Run although the plan says that memory or disk will not do."""
     resume: bool = True
@@ -105,13 +107,19 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("needs inputs and an output folder", fix="bloomery curate IN… OUT")
     if sum(map(bool, (options.steps, options.use, options.recipe))) > 1:
         raise ConfigError("--steps, --use and --recipe exclude each other", fix="write the steps into the file")
+    if options.like and not options.plan:
+        raise ConfigError("--like is an earlier run for --plan", fix="add --plan")
+    if options.strict_reference and not options.recipe:
+        raise ConfigError("--strict-reference is for --recipe", fix="in a file, the steps have the field")
     from bloomery import corpus
-    from bloomery.web import read_documents
 
     *inputs, output = options.paths
     steps = _steps(options)
     if options.plan:
-        needs = corpus.plan(steps, inputs, workers=options.workers)
+        from bloomery.corpus.inspection import load_report
+
+        like = load_report(options.like) if options.like else None
+        needs = corpus.plan(steps, inputs, workers=options.workers, like=like)
         if options.json:
             print_json(needs.to_dict())
         else:
@@ -124,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         engine=options.engine,
         workers=options.workers,
         address=options.address,
-        read=read_documents,
+        read=_reader(options),
         format=options.format,
         resume=options.resume,
         force=options.force,
@@ -139,27 +147,80 @@ def main(argv: Sequence[str]) -> int:
 
 def _steps(options: Options) -> list[Any]:
     """The steps that the options ask for."""
+    if (options.image_cache or options.image_folder) and not _is_interleaved(options):
+        raise ConfigError("images belong to --recipe mint1t or obelics", fix="in a file: LoadImages: {cache: FOLDER}")
     if options.recipe:
         from bloomery.corpus.presets import preset
 
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"strict_reference": True} if options.strict_reference else {}
+        if _is_interleaved(options):
+            fields["images"] = _image_source(options)
+        if options.tokenizer != "whitespace":
+            fields["tokenizer"] = options.tokenizer
         if options.language_model:
             fields["language_model"] = options.language_model
+        if options.word_lists:
+            fields["lists"] = _word_lists(options.word_lists)
         if options.model:
             fields |= {"scorer": _load_scorer(options.model), "keep": options.keep}
         return preset(options.recipe, **fields)
     if options.steps:
-        return load_steps(options.steps, options.language_model)
+        return load_steps(options.steps, options.language_model, options.word_lists)
     return [make_step(name) for name in options.use or DEFAULT]
 
 
-def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
-    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a file of DCLM's."""
+def _is_interleaved(options: Options) -> bool:
+    from bloomery.corpus.presets import INTERLEAVED as RECIPES
+
+    return options.recipe in RECIPES
+
+
+def _reader(options: Options) -> Any:
+    from bloomery.web import read_documents
+
+    if not (options.interleaved or _is_interleaved(options)):
+        return read_documents
+    return functools.partial(read_documents, extract="interleaved")
+
+
+def _image_source(options: Options) -> Any:
+    if (options.image_cache is None) == (options.image_folder is None):
+        raise ConfigError(
+            f"--recipe {options.recipe} needs one place for images",
+            fix="--image-cache FOLDER fetches them from the web, --image-folder FOLDER takes what lies there",
+        )
+    name = "cache" if options.image_cache else "folder"
+    return _load_images({name: str(options.image_cache or options.image_folder)}).source
+
+
+def _load_images(fields: dict[str, Any], where: str = "") -> Any:
+    """`LoadImages` with a source: `cache: FOLDER` and fields of `WebImages`, or `folder: FOLDER`; else none."""
+    from bloomery.corpus.interleaved.images import FolderImages, LoadImages
+    from bloomery.web.image_fetch import WebImages
+
+    own = {f.name for f in dataclasses.fields(LoadImages)} - {"source"}
+    rest = {name: value for name, value in fields.items() if name not in own}
+    source: Any = None
+    if rest:
+        source = decode(FolderImages if "folder" in rest else WebImages, rest, where=f"{where} LoadImages".strip())
+    step = decode(LoadImages, {"source": None, **{k: v for k, v in fields.items() if k in own}}, where=where)
+    return dataclasses.replace(step, source=source)
+
+
+def load_steps(file: Path, language_model: Path | None = None, word_lists: Path | None = None) -> list[Any]:
+    """The steps that a YAML file lists: names, or one-entry mappings from a name to its fields; or a published file."""
     if _is_upstream(file):
         from bloomery.corpus.refinedweb.upstream_yaml import load
 
         return load(file, language_model=language_model)
+    from bloomery.corpus.interleaved import FetchImages
+
     values = load_yaml(file)
+    if any(str(key).startswith("cond_check_") for key in values):  # OBELICS' filters
+        from bloomery.corpus.interleaved.filter_yaml import load as load_filters
+
+        lists = _word_lists(word_lists) if word_lists else None
+        return load_filters(file, lists=lists, language_model=language_model)
     for key in values:
         if key != "steps":
             raise ConfigError(f"unknown field {key!r}", where=file, fix=nearest(key, ["steps"]))
@@ -175,8 +236,17 @@ def load_steps(file: Path, language_model: Path | None = None) -> list[Any]:
             name, fields = item, {}
         if not isinstance(name, str) or not isinstance(fields or {}, dict):
             raise ConfigError(f"expected a name or name: {{field: value}}, got {item!r}", where=where)
-        made.append(make_step(name, fields or {}, where))
+        step = make_step(name, fields or {}, where)
+        if name == "LoadImages" and "cache" in (fields or {}):
+            made.append(FetchImages(step.source))
+        made.append(step)
     return made
+
+
+def _word_lists(file: Path) -> Any:
+    from bloomery.corpus.interleaved import WordLists
+
+    return WordLists.load(file)
 
 
 def _is_upstream(file: Path) -> bool:
@@ -189,14 +259,32 @@ def _is_upstream(file: Path) -> bool:
 
 def make_step(name: str, fields: dict[str, Any] | None = None, where: str = "") -> Any:
     """One step by its name, with fields checked like any configuration."""
+    step = find_step(name)
+    if step is None:
+        known = [other for other in _offered() if find_step(other)]
+        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, known))
+    if name == "Score":
+        return step(_scorer(fields or {}, where))
+    if name == "LoadImages":
+        return _load_images(fields or {}, where)
+    return decode(step, fields or {}, where=f"{where} {name}".strip())
+
+
+def find_step(name: str) -> Any:
+    """The class of a step that `corpus`, `corpus.refinedweb` or `corpus.interleaved` offers, or None."""
     from bloomery import corpus
 
-    if name not in KNOWN:
-        raise ConfigError(f"unknown step {name!r}", where=where or None, fix=nearest(name, KNOWN))
-    if name == "Score":
-        return corpus.Score(_scorer(fields or {}, where))
-    home = importlib.import_module("bloomery.corpus.refinedweb") if name in REFINEDWEB else corpus
-    return decode(getattr(home, name), fields or {}, where=f"{where} {name}".strip())
+    found = getattr(_offered()[name], name) if name in _offered() else None
+    parents = (corpus.Step, corpus.Barrier)
+    return found if isinstance(found, type) and issubclass(found, parents) and found not in parents else None
+
+
+def _offered() -> dict[str, Any]:
+    """Every name that the three packages offer, with the package; nothing is loaded for it."""
+    from bloomery import corpus
+    from bloomery.corpus import interleaved, refinedweb
+
+    return {name: home for home in (interleaved, refinedweb, corpus) for name in home.__all__}
 
 
 def _scorer(fields: dict[str, Any], where: str) -> Any:

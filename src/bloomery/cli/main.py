@@ -20,6 +20,7 @@ COMMANDS = {
     "crawl": "fetch a site politely into WARC files",
     "curate": "turn WARC, JSONL, Parquet or text into a clean corpus",
     "inspect": "what a curation run dropped and why, with examples",
+    "quality": "train the classifier that picks the pages worth training on",
     "tokenizer": "train a tokenizer, or look at one",
     "train": "pretrain a decoder from a YAML file (works under torchrun)",
     "generate": "continue prompts with a model folder",
@@ -28,6 +29,7 @@ COMMANDS = {
     "evaluate": "put tasks to a model folder: accuracy, exact match, bits per byte",
     "grow": "make a model folder deeper by running some of its layers twice",
     "convert": "rewrite a Hugging Face folder in another dtype or sharding",
+    "checkpoint": "inspect, verify, compare, reshard and convert checkpoints",
 }
 
 

@@ -100,7 +100,7 @@ def train(argv: Sequence[str]) -> int:
     options = parse(TrainOptions, argv, prog="bloomery tokenizer train")
     from bloomery.corpus import tokenizer
 
-    trained = tokenizer.train(_texts(options.inputs), options.vocab_size, min_frequency=options.min_frequency)
+    trained = tokenizer.train(read_texts(options.inputs), options.vocab_size, min_frequency=options.min_frequency)
     tokenizer.save(trained, options.out)
     _show({"folder": str(options.out), "tokens": trained.get_vocab_size()}, options.json)
     return 0
@@ -137,7 +137,7 @@ def pack(argv: Sequence[str]) -> int:
     from bloomery.corpus import packing, tokenizer
 
     words = tokenizer.load(options.tokenizer)
-    documents: Any = corpus.find_inputs(options.inputs) if options.split else _texts(options.inputs)
+    documents: Any = corpus.find_inputs(options.inputs) if options.split else read_texts(options.inputs)
     packed = packing.pack(documents, words, options.out, split=options.split, quiet=options.quiet)
     _show(
         {
@@ -152,7 +152,7 @@ def pack(argv: Sequence[str]) -> int:
     return 0
 
 
-def _texts(paths: Sequence[Path]) -> Iterator[str]:
+def read_texts(paths: Sequence[Path]) -> Iterator[str]:
     """The text of every document in the given files and folders."""
     from bloomery.corpus import find_inputs, kept, texts
     from bloomery.web import read_documents

@@ -21,6 +21,7 @@ from bloomery.corpus.packing import PackedTokens
 from bloomery.lab.tracking import Metrics
 from bloomery.models import Decoder, DecoderConfig, load_pretrained, preset, save_pretrained
 from bloomery.train import Phase, TrainConfig, TrainResult, held_out, next_token, train
+from bloomery.train.dclm_scales import scale
 
 ABOUT = """Pretrain a decoder from a YAML file. The same command continues a run that was stopped.
 
@@ -39,6 +40,9 @@ pretrain.yaml:
     seq_len: 512
     batch_size: 32
     phases: [{tokens: 10000000, lr: 0.001, warmup_tokens: 200000}]
+
+`scale: dclm-400m-1x` (…, dclm-7b-2x) in place of model and train is one of DCLM's fixed scales; fields of `model` and
+`train` that are given win over it.
 """
 
 
@@ -96,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     file = next((Path(argument) for argument in argv[:1] if not argument.startswith("-")), None)
     default = None
     if file is not None:
-        job = decode(TrainJob, load_yaml(file), where=str(file))
+        job = decode(TrainJob, _scaled(load_yaml(file)), where=str(file))
         default = Options(file, job.out, job.device, train=job.train)
     if file is None and not {"-h", "--help"} & set(argv):
         raise ConfigError("the training file comes first", fix="bloomery train CONFIG.yaml …")
@@ -116,6 +120,19 @@ def main(argv: Sequence[str]) -> int:
         else:
             print("\n".join(f"{name}: {value}" for name, value in summary.items()))
     return 0
+
+
+def _scaled(values: dict[str, Any]) -> dict[str, Any]:
+    """The file's values on top of those of the scale that it names."""
+    name = values.pop("scale", None)
+    if name is None:
+        return values
+    fixed = scale(str(name)).job()
+    for key in fixed:
+        if not isinstance(values.get(key, {}), dict):
+            raise ConfigError(f"{key} is {values[key]!r} beside scale {name}", fix="give a mapping of what differs")
+        fixed[key] |= values.pop(key, {})
+    return fixed | values
 
 
 def run(job: TrainJob, quiet: bool = False) -> TrainResult:

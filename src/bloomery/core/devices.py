@@ -1,6 +1,9 @@
-"""Which device and number format to use when the user has not said."""
+"""Which device and number format to use when the user has not said, and how much memory is left."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -31,3 +34,17 @@ def pick_dtype(name: str | torch.dtype | None = None, device: torch.device | Non
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}", fix=nearest(name, DTYPES))
     return DTYPES[name]
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take; a very large number where the system does not say."""
+    free = 1 << 62
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    group = Path("/sys/fs/cgroup")  # a container has a limit of its own; what it caches of files can be taken back
+    with suppress(OSError, ValueError, KeyError):
+        limit = int((group / "memory.max").read_text())
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, max(limit - int(used["anon"]), 0))
+    return free

@@ -2,8 +2,9 @@
 
 A pickle is a program for a small stack machine, and Python's `pickle` carries out whatever that program says. Here is
 a machine of our own that knows only the instructions with which NumPy arrays are written, alone or as the fields of a
-named class. It imports nothing and calls nothing: "call f with these arguments" becomes a note on the stack, and at the
-end the note is read like any other record. A global that is not on the list is refused by name.
+named class, and, for `notes`, those for lists. It imports nothing and calls nothing: "call f with these arguments"
+becomes a note on the stack, and at the end the note is read like any other record. A global that is not on the list is
+refused by name.
 
 The file is mapped into memory, not read. The arrays are views of it, a declared size is compared with what the file
 holds before anything is allocated, and looking at the shape of a tensor of many gigabytes costs a few pages.
@@ -16,7 +17,8 @@ import math
 import mmap
 import pickletools
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +53,43 @@ def load(path: Path | str, records: Mapping[str, type] | None = None) -> Any:
     """
     path = Path(path)
     records = records or {}
-    if not path.is_file() or path.stat().st_size == 0:
-        raise CheckpointError("is empty" if path.exists() else "no such file", where=path, fix="fetch it again")
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    machine = _Machine(data, path, ALLOWED | records.keys())
+    machine = _Machine(_mapped(path), path, ALLOWED | records.keys(), MOST_INSTRUCTIONS)
     try:
         value = machine.run()
-        if not isinstance(value, _Made):
+        if not isinstance(value, Made):
             raise _damaged(f"holds a {type(value).__name__}, not an array", path)
         return _record(value, records, machine) if value.callee in records else _array(value, machine)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except _FAULTS as error:
         raise _damaged(f"not a pickled array: {error!r:.120} near byte {machine.at}", path) from error
 
 
-@dataclasses.dataclass
+def notes(path: Path | str, allowed: Collection[str]) -> Any:
+    """The value in a pickle file: plain values and containers, with a `Made` for each object that it describes.
+
+    `allowed` are the full names of the classes and functions that it may speak of. None of them is looked up: what they
+    would have made is for the caller to read from the notes.
+
+    Raises a CheckpointError that names the file, as `load` does.
+    """
+    path = Path(path)
+    machine = _Machine(_mapped(path), path, set(allowed), path.stat().st_size, lists=True)
+    try:
+        return machine.run()
+    except _FAULTS as error:
+        raise _damaged(f"not a pickle that can be read: {error!r:.120} near byte {machine.at}", path) from error
+
+
+_FAULTS = (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    if not path.is_file() or path.stat().st_size == 0:
+        raise CheckpointError("is empty" if path.exists() else "no such file", where=path, fix="fetch it again")
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Global:
     """A name that the pickle wants imported. It never is."""
 
@@ -80,8 +104,8 @@ class _Span:
     size: int
 
 
-@dataclasses.dataclass
-class _Made:
+@dataclasses.dataclass(eq=False)
+class Made:
     """A call that was not carried out, and the state to be given to its result."""
 
     callee: str
@@ -94,16 +118,19 @@ class _Mark:
 
 
 class _Machine:
-    """The stack machine. Values are None, bool, int, str, bytes, tuple, dict and the four classes above."""
+    """The stack machine. Values are None, bool, int, str, bytes, tuple, dict and the four classes above.
 
-    def __init__(self, data: mmap.mmap, path: Path, allowed: set[str]) -> None:
-        self.data, self.path, self.allowed = data, path, allowed
+    With `lists`, also lists, floats and dictionaries with keys of any kind.
+    """
+
+    def __init__(self, data: mmap.mmap, path: Path, allowed: set[str], most: int, lists: bool = False) -> None:
+        self.data, self.path, self.allowed, self.most, self.lists = data, path, allowed, most, lists
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        for _ in range(MOST_INSTRUCTIONS):
+        for _ in range(self.most):
             code = self.take(1)
             if code == b".":
                 if self.at != len(self.data):
@@ -111,7 +138,7 @@ class _Machine:
                 (value,) = self.stack
                 return value
             self.step(code)
-        raise _damaged(f"more than {MOST_INSTRUCTIONS:,} instructions: this is not one array", self.path)
+        raise _damaged(f"more than {self.most:,} instructions: this is not one array", self.path)
 
     def step(self, code: bytes) -> None:
         """Carry out one instruction, in the order of `pickletools`: numbers, bytes, text, containers, memo, calls."""
@@ -156,6 +183,17 @@ class _Machine:
             case b"s":  # SETITEM
                 value, key = pop(), pop()
                 self.set_items([key, value], pop())
+            case b"]" if self.lists:  # EMPTY_LIST
+                push([])
+            case b"l" if self.lists:  # LIST
+                push(self.down_to_mark())
+            case b"a" | b"e" if self.lists:  # APPEND, APPENDS
+                items = [pop()] if code == b"a" else self.down_to_mark()
+                if not isinstance(self.stack[-1], list):
+                    raise ValueError("items for something that is no list")
+                self.stack[-1].extend(items)
+            case b"G" if self.lists:  # BINFLOAT
+                push(struct.unpack(">d", self.take(8))[0])
             case b"p" | b"q" | b"r" | b"\x94":  # PUT, BINPUT, LONG_BINPUT, MEMOIZE
                 self.memo[len(self.memo) if code == b"\x94" else self.index(code, b"pqr")] = self.stack[-1]
             case b"g" | b"h" | b"j":  # GET, BINGET, LONG_BINGET
@@ -172,13 +210,13 @@ class _Machine:
                 push(self.call(callee, args))
             case b"b":  # BUILD
                 state, made = pop(), self.stack[-1]
-                if not isinstance(made, _Made) or made.state is not None:
+                if not isinstance(made, Made) or made.state is not None:
                     raise ValueError("state for something that takes none")
                 made.state = state
             case _:
                 raise self.foreign(code)
 
-    def call(self, callee: Any, args: Any) -> _Made:
+    def call(self, callee: Any, args: Any) -> Made:
         """The note of a call."""
         if not isinstance(callee, _Global) or not isinstance(args, tuple):
             raise ValueError("a call of something that is not a name")
@@ -186,8 +224,8 @@ class _Machine:
             cls, base, nothing = args
             if not isinstance(base, _Global) or base.name not in OBJECT or nothing is not None:
                 raise ValueError("an object with a base class")
-            return _Made(cls.name, ())
-        return _Made(callee.name, args)
+            return Made(cls.name, ())
+        return Made(callee.name, args)
 
     def named(self, module: Any, name: Any) -> _Global:
         """A global, if it is one of the allowed."""
@@ -211,9 +249,10 @@ class _Machine:
         return values
 
     def set_items(self, pairs: list[Any], into: Any) -> None:
-        if not isinstance(into, dict) or not all(isinstance(key, str) for key in pairs[::2]):
+        if not isinstance(into, dict) or not (self.lists or all(isinstance(key, str) for key in pairs[::2])):
             raise ValueError("a dictionary whose keys are not names")
-        self.stack.append(into | dict(zip(pairs[::2], pairs[1::2], strict=True)))
+        into.update(zip(pairs[::2], pairs[1::2], strict=True))
+        self.stack.append(into)
 
     # ---- reading the file ----
 
@@ -251,14 +290,14 @@ class _Machine:
         """The bytes that `value` stands for; those of protocol 3 and later are not copied."""
         if isinstance(value, _Span):
             return memoryview(self.data)[value.start : value.start + value.size]
-        if isinstance(value, _Made) and value.callee == ENCODE and value.args[1] == "latin1":
+        if isinstance(value, Made) and value.callee == ENCODE and value.args[1] == "latin1":
             return memoryview(value.args[0].encode("latin1"))
-        if isinstance(value, _Made) and value.callee in BYTES and not value.args:
+        if isinstance(value, Made) and value.callee in BYTES and not value.args:
             return memoryview(b"")
         raise ValueError("the content of an array is not bytes")
 
 
-def _record(made: _Made, records: Mapping[str, type], machine: _Machine) -> Any:
+def _record(made: Made, records: Mapping[str, type], machine: _Machine) -> Any:
     """Our dataclass in place of the pickled one."""
     cls = records[made.callee]
     names = {field.name for field in dataclasses.fields(cls)}
@@ -270,7 +309,7 @@ def _record(made: _Made, records: Mapping[str, type], machine: _Machine) -> Any:
 
 def _array(made: Any, machine: _Machine) -> Array:
     """The array that the two ways of pickling one describe."""
-    if not isinstance(made, _Made) or made.callee not in RECONSTRUCT | FROM_BUFFER:
+    if not isinstance(made, Made) or made.callee not in RECONSTRUCT | FROM_BUFFER:
         raise _damaged("holds something other than arrays", machine.path)
     if made.callee in FROM_BUFFER:
         content, kind, shape, order = made.args
@@ -297,7 +336,7 @@ def _array(made: Any, machine: _Machine) -> Array:
 
 def _dtype(kind: Any, machine: _Machine) -> tuple[np.dtype[Any], bool]:
     """The number format, and whether it stands for bfloat16 (its 16 bits are the upper half of a float32)."""
-    if not isinstance(kind, _Made) or kind.callee != DTYPE:
+    if not isinstance(kind, Made) or kind.callee != DTYPE:
         raise ValueError("no dtype")
     code, state = kind.args[0], kind.state
     widen = isinstance(code, _Global) and code.name == BFLOAT16

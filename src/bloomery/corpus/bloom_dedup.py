@@ -12,7 +12,7 @@ files. Decisions are made for some thousand paragraphs at a time, exactly as if 
 the n-grams of one such block, which are looked up before the block's own bits are set.
 
 Left out of the reference's modes: "both" and "naive-both", which do not do what they say (see the reference's own
-notes), and "substring".
+notes), and "substring" (whole repeated pieces of any text are `substring_dedup`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from bloomery.core.errors import ConfigError, nearest
 from bloomery.core.log import logger
 from bloomery.corpus.bloom import BloomFilter, size_for
 from bloomery.corpus.documents import texts, with_texts
-from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop
+from bloomery.corpus.interleaved.flat_parts import FlatParts
+from bloomery.corpus.steps import Barrier, Plan, Step, decisions, drop, removed_parts
 from bloomery.corpus.word_breaks import tokens
 from bloomery.corpus.words import FACTOR, Words, hash_runs, rolling
 
@@ -148,7 +149,10 @@ class BloomDedup(Barrier):
 
 @dataclass(frozen=True)
 class CutParagraphs(Step):
-    """Remove the paragraphs that `BloomDedup` decided about; a document of white space alone is dropped."""
+    """Remove the paragraphs that `BloomDedup` decided about; a document of white space alone is dropped.
+
+    Images stay, in their places between the texts.
+    """
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -158,8 +162,11 @@ class CutParagraphs(Step):
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The documents without those paragraphs and without the column."""
         cuts = batch.column(CUT)
-        content = texts(batch)
-        if pc.any(pc.greater(pc.list_value_length(cuts), 0), min_count=0).as_py():
+        flat = FlatParts.of(batch)
+        if flat.is_image.any() or not (flat.count(flat.is_text) == 1).all():
+            batch = _cut_parts(batch, flat, cuts.to_pylist())
+        elif pc.any(pc.greater(pc.list_value_length(cuts), 0), min_count=0).as_py():
+            content = texts(batch)
             after = [
                 without_paragraphs(text, cut) if cut else text
                 for text, cut in zip(content.to_pylist(), cuts.to_pylist(), strict=True)
@@ -167,6 +174,35 @@ class CutParagraphs(Step):
             batch = with_texts(batch, after)
             batch = drop(batch, [not text.strip() for text in after], "duplicate text")
         return batch.drop_columns([CUT])
+
+
+def _cut_parts(batch: pa.RecordBatch, flat: FlatParts, cuts: Sequence[Sequence[int] | None]) -> pa.RecordBatch:
+    """The same where documents have several parts: each loses its paragraphs, one of white space alone goes.
+
+    Paragraphs are numbered in the text parts joined by blank lines, where the line between two parts is one as well.
+    """
+    numbers = [set(cut or ()) for cut in cuts]
+    line = np.zeros(flat.documents, dtype=np.int64)
+    before, after = flat.texts, flat.texts
+    several = np.bincount(flat.owner, minlength=flat.documents) > 1
+    keep = np.ones(len(before), dtype=bool)
+    reasons: list[tuple[int, str]] = []
+    for part, text in enumerate(before):
+        if text is None:
+            continue
+        document, first = flat.owner[part], int(line[flat.owner[part]])
+        lines = text.count("\n") + 1
+        cut = [n - first for n in range(first, first + lines) if n in numbers[document]]
+        line[document] += lines + 1
+        if cut:
+            left = without_paragraphs(text, cut)
+            after[part] = left.strip("\n") if several[document] else left
+            keep[part] = bool(left.strip()) or not several[document]
+            reasons += [(part, "duplicate paragraph")] * len(cut)
+    had = np.array([bool(numbers[document]) for document in range(flat.documents)], dtype=bool)
+    says = np.array([bool(text and text.strip()) for text in after], dtype=bool)
+    batch = removed_parts(flat.replaced(batch, keep, after), flat.by_document(reasons))
+    return drop(batch, had & (flat.count(says) == 0), "duplicate text")
 
 
 def without_paragraphs(text: str, numbers: Sequence[int]) -> str:

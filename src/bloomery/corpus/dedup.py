@@ -117,7 +117,7 @@ class NearDedup(Barrier):
             for first, second in _open_pairs(documents, bucket, clusters):
                 new = ~_agree(signatures[:, : band * rows], first, second, rows)  # otherwise compared before: different
                 first, second = first[new], second[new]
-                similar = shingles.jaccard(first, second) >= self.threshold
+                similar = shingles.similar(first, second, self.threshold)
                 clusters.join(first[similar], second[similar])
                 candidates += len(first)
                 verified += int(similar.sum())
@@ -210,6 +210,14 @@ class _Shingles:
         self._begins = np.cumsum([0, *map(len, chunks)])
         self.sizes = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.diff, self._offsets)])
 
+    def similar(self, first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:
+        """Whether the exact similarity of each pair reaches the threshold: bool (pairs,)."""
+        one, other = self.sizes[first], self.sizes[second]
+        found: np.ndarray = np.minimum(one, other) / np.maximum(one, other) >= threshold  # it cannot be more than that
+        maybe = np.flatnonzero(found)
+        found[maybe] = self.jaccard(first[maybe], second[maybe]) >= threshold
+        return found
+
     def jaccard(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Exact similarity of each pair of documents: float64 (pairs,)."""
         both = self.sizes[first] + self.sizes[second]
@@ -229,16 +237,14 @@ class _Shingles:
 
     def _keys(self, documents: np.ndarray) -> np.ndarray:
         """(place in `documents` << 32 | shingle) of all their shingles: uint64."""
-        sizes = self.sizes[documents]
-        ends = np.cumsum(sizes)
-        keys = np.repeat(np.arange(len(documents), dtype=np.uint64) << np.uint64(32), sizes)
-        chunk_of = np.searchsorted(self._begins, documents, side="right") - 1
-        for chunk in np.unique(chunk_of):
-            mine = np.flatnonzero(chunk_of == chunk)
-            within = np.arange(sizes[mine].sum()) - np.repeat(np.cumsum(sizes[mine]) - sizes[mine], sizes[mine])
-            starts = self._offsets[chunk][documents[mine] - self._begins[chunk]]
-            to = np.repeat(ends[mine] - sizes[mine], sizes[mine]) + within
-            keys[to] |= self._values[chunk][np.repeat(starts, sizes[mine]) + within]
+        keys = np.repeat(np.arange(len(documents), dtype=np.uint64) << np.uint64(32), self.sizes[documents])
+        chunks = np.searchsorted(self._begins, documents, side="right") - 1
+        places = documents - self._begins[chunks]
+        parts = []
+        for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True):
+            begin, end = self._offsets[chunk][place : place + 2]
+            parts.append(self._values[chunk][begin:end])
+        keys |= np.concatenate(parts)
         return keys
 
 

@@ -29,7 +29,7 @@ from bloomery.corpus.readers import RUN_STATE, find_inputs, read_documents
 from bloomery.corpus.remote import Mirror, Source, Url, local_copy, source_of
 from bloomery.corpus.report import Report
 from bloomery.corpus.state import State, opened
-from bloomery.corpus.steps import DROP, Barrier, Step
+from bloomery.corpus.steps import DROP, REMOVED, Barrier, Step
 from bloomery.corpus.unit import Reader
 from bloomery.corpus.writers import FORMATS
 
@@ -151,8 +151,9 @@ def check_columns(steps: Sequence[Step | Barrier], files: Sequence[Source] = (),
                     where="steps",
                     fix=nearest(column, known),
                 )
-        if DROP in step.writes:
-            raise ConfigError(f"step {position} ({step.name}) writes the reserved column {DROP!r}", where="steps")
+        for column in (DROP, REMOVED):
+            if column in step.writes:
+                raise ConfigError(f"step {position} ({step.name}) writes the reserved column {column!r}", where="steps")
         known.update(step.writes)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from bloomery.core.errors import ConfigError, DataError, nearest
 from bloomery.core.hashing import file_digest
 from bloomery.corpus.fasttext_file import HIERARCHICAL, SOFTMAX, FastTextFile, Matrix, read
+from bloomery.corpus.words import ranges
 
 EOS = b"</s>"
 LABEL_PREFIX = b"__label__"
@@ -28,8 +29,8 @@ BATCH_CHARS = 1 << 20  # text tokenised at a time
 class FastTextModel:
     """A supervised fastText model, ready to predict. `labels` are in the file's order (most frequent first)."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.file = read(path)
+    def __init__(self, path: Path | str | FastTextFile) -> None:
+        self.file = path if isinstance(path, FastTextFile) else read(path)
         self.path, self.args = self.file.path, self.file.args
         self.labels = [label.decode("utf-8", "replace") for label in self.file.labels]
         self._label_tokens = set(self.file.labels)
@@ -50,7 +51,7 @@ class FastTextModel:
 
     def features(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Input rows of each text, concatenated, and how many there are of each: (ids, counts), both int64."""
-        lines = [_tokens(text) for text in texts]
+        lines = [split_tokens(text) for text in texts]
         flat_tokens = list(chain.from_iterable(lines))
         unique = list(dict.fromkeys(flat_tokens))
         index = dict(zip(unique, range(len(unique)), strict=True))
@@ -62,7 +63,7 @@ class FastTextModel:
         keep = is_word[tokens]
         tokens, line_of = tokens[keep], line_of[keep]
         lengths = np.diff(offsets)[tokens]
-        ids = flat[_ranges(offsets[tokens], lengths)]
+        ids = flat[ranges(offsets[tokens], lengths)]
         owners = np.repeat(line_of, lengths)
         if self.args.word_ngrams > 1 and len(tokens):
             hashes = fnv1a(unique)[tokens]
@@ -171,7 +172,7 @@ class FastTextScorer:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """(texts,) float32."""
-        probabilities = self.model.predict([" ".join(text.strip().splitlines()) for text in texts])
+        probabilities = self.model.predict([one_line(text) for text in texts])
         positive = self.model.labels.index(self.positive_label)
         first, second = probabilities.T
         top = np.where(second >= first, 1, 0)  # the library's heap lets the later label win a tie
@@ -189,6 +190,11 @@ class FastTextScorer:
 
     def __reduce__(self) -> tuple[Any, ...]:  # a worker process maps the file again instead of receiving the matrix
         return (FastTextScorer.load, (self.model.path, self.positive_label, self.name))
+
+
+def one_line(text: str) -> str:
+    """What DCLM gives to its classifier: the text's lines joined by spaces."""
+    return " ".join(text.strip().splitlines())
 
 
 def fnv1a(tokens: Sequence[bytes]) -> np.ndarray:
@@ -291,7 +297,7 @@ def _table_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.where(x < -8, 0, np.where(x > 8, 1, grid[index])).astype(np.float32)
 
 
-def _tokens(text: str) -> list[bytes]:
+def split_tokens(text: str) -> list[bytes]:
     """fastText's tokens: split at ASCII white space and NUL, closed by an end-of-line token (or by one in the text)."""
     tokens = text.encode("utf-8", "replace").replace(b"\0", b" ").split()
     tokens.append(EOS)
@@ -307,14 +313,6 @@ def _by_owner(values: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.nd
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
     return np.concatenate(values)[order], owner[order]
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The integers of every range [start, start + length), concatenated."""
-    ends = np.cumsum(lengths)
-    within: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-    within += np.repeat(starts, lengths)
-    return within
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The file format of fastText classifiers (`.bin`, `.ftz`), read without trusting it.
+"""The file format of fastText classifiers: `.bin` and `.ftz` are read without trusting them, `.bin` is written.
 
 Every size is checked against the bytes that are left before anything is allocated, and the parts are checked against
 each other, so that a damaged file ends in a `DataError` and never in a wrong row. The matrices stay memory-mapped.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bloomery.core.errors import DataError
+from bloomery.core.files import atomic_file
 
 MAGIC = 793712314
 SUPERVISED = 3  # model code
@@ -103,9 +104,11 @@ class FastTextFile:
 
     path: Path
     args: Arguments
-    words: dict[bytes, int]  # to row ids
+    words: dict[bytes, int]  # to row ids, in their order
+    word_counts: np.ndarray
     labels: list[bytes]  # most frequent first
     label_counts: np.ndarray
+    n_tokens: int  # of the training text
     pruned: tuple[np.ndarray, np.ndarray] | None  # sorted hash buckets that are left, and their rows behind the words
     input: Matrix  # words, then hash buckets
     output: Matrix  # one row a label
@@ -135,12 +138,36 @@ def read(path: Path | str) -> FastTextFile:
     path = Path(path)
     reader = _Reader(path)
     args = _read_arguments(reader)
-    words, labels, label_counts, pruned = _read_dictionary(reader)
+    words, word_counts, labels, label_counts, n_tokens, pruned = _read_dictionary(reader)
     quantized = reader.flag("the flag of the input matrix")
     input_matrix: Matrix = _read_quantized(reader, "input") if quantized else _read_dense(reader, "input")
     quantized = reader.flag("the flag of the output matrix") and quantized
     output_matrix: Matrix = _read_quantized(reader, "output") if quantized else _read_dense(reader, "output")
-    return FastTextFile(path, args, words, labels, label_counts, pruned, input_matrix, output_matrix)
+    return FastTextFile(
+        path, args, words, word_counts, labels, label_counts, n_tokens, pruned, input_matrix, output_matrix
+    )
+
+
+def write(file: FastTextFile, path: Path | str) -> None:
+    """Write a `.bin` (version 12) that the fastText library reads.
+
+    Raises:
+        DataError: the model is quantised.
+    """
+    matrices = (file.input, file.output)
+    dense = [matrix.values for matrix in matrices if isinstance(matrix, DenseMatrix)]
+    if len(dense) < len(matrices):
+        raise DataError("a quantised model cannot be written", where=file.path, fix="copy its file")
+    counts = [*file.word_counts.tolist(), *file.label_counts.tolist()]
+    kinds = [0] * len(file.words) + [1] * len(file.labels)
+    with atomic_file(path) as out:
+        out.write(struct.pack("<ii12id", MAGIC, 12, *astuple(file.args)))
+        out.write(struct.pack("<iiiqq", len(counts), len(file.words), len(file.labels), file.n_tokens, -1))
+        for entry, count, kind in zip((*file.words, *file.labels), counts, kinds, strict=True):
+            out.write(entry + b"\0" + struct.pack("<qb", count, kind))
+        for values in dense:
+            out.write(struct.pack("<?qq", False, *values.shape))
+            out.write(np.ascontiguousarray(values, "<f4").data)
 
 
 class _Reader:
@@ -202,9 +229,9 @@ def _read_arguments(reader: _Reader) -> Arguments:
 
 def _read_dictionary(
     reader: _Reader,
-) -> tuple[dict[bytes, int], list[bytes], np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Words with their ids, labels, label counts, and the pruned buckets (sorted numbers, rows) or None."""
-    size, n_words, n_labels, _, n_pruned = reader.unpack("iiiqq", "the dictionary header")
+) -> tuple[dict[bytes, int], np.ndarray, list[bytes], np.ndarray, int, tuple[np.ndarray, np.ndarray] | None]:
+    """Words to ids, their counts, labels, their counts, tokens, and pruned buckets (sorted numbers, rows) or None."""
+    size, n_words, n_labels, n_tokens, n_pruned = reader.unpack("iiiqq", "the dictionary header")
     if min(size, n_words, n_labels) < 0 or n_words + n_labels != size or not n_labels:
         raise reader.fail(f"{n_words} words and {n_labels} labels in a dictionary of {size}")
     reader.need(size * 10, f"a dictionary of {size} entries")
@@ -223,20 +250,21 @@ def _read_dictionary(
             raise reader.fail(f"entry {entry} is of the wrong kind")
         if is_label:
             labels.append(data[at:end])
-            counts.append(int.from_bytes(data[end + 1 : end + 9], "little", signed=True))
         else:
             words[data[at:end]] = entry
+        counts.append(int.from_bytes(data[end + 1 : end + 9], "little", signed=True))
         at = end + 10
     reader.at = at
     if len(words) != n_words:
         raise reader.fail("a word occurs twice in the dictionary")
+    word_counts, label_counts = np.array(counts[:n_words], np.int64), np.array(counts[n_words:], np.int64)
     if n_pruned < 0:
-        return words, labels, np.array(counts, np.int64), None
+        return words, word_counts, labels, label_counts, n_tokens, None
     pairs = reader.array("<i4", 2 * n_pruned, "the pruned buckets").reshape(-1, 2).astype(np.int64)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     if len(pairs) and (pairs[:, 1].min() < 0):
         raise reader.fail("a pruned bucket has a negative row")
-    return words, labels, np.array(counts, np.int64), (pairs[:, 0], pairs[:, 1])
+    return words, word_counts, labels, label_counts, n_tokens, (pairs[:, 0], pairs[:, 1])
 
 
 def _read_dense(reader: _Reader, what: str) -> DenseMatrix:

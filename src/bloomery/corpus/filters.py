@@ -54,7 +54,7 @@ def measure_length(texts: pa.StringArray) -> Measures:
 
 
 def _length(words: Words) -> Measures:
-    return {"words": words.counts, "mean_length": _ratio(_characters(words), words.counts)}
+    return {"words": words.counts, "mean_length": ratio(_characters(words), words.counts)}
 
 
 @dataclass(frozen=True)
@@ -102,35 +102,35 @@ def measure_symbols(texts: pa.StringArray, stop_words: Sequence[str] = STOP_WORD
 
 def _symbols(words: Words, stop_words: tuple[str, ...]) -> Measures:
     data, count = words.data, words.counts
-    dots = _ellipses(data, words.bounds)
+    dots = ellipses(data, words.bounds)
     lines = words.runs(newlines=1)
     line_document = words.document[lines]
     head = words.starts[lines]
     tail = words.ends[np.append(lines[1:], len(words.ends))[: len(lines)] - 1]  # the end of each line's last word
-    bullet = (data[head] == ord("-")) | (data[head] == ord("*")) | _at(data, head, "•") | _at(data, head, "●")
-    ellipsis = _ends_with(data, head, tail, "...") | _ends_with(data, head, tail, "…")
+    bullet = (data[head] == ord("-")) | (data[head] == ord("*")) | at_text(data, head, "•") | at_text(data, head, "●")
+    ellipsis = ends_with(data, head, tail, "...") | ends_with(data, head, tail, "…")
     n_lines = np.bincount(line_document, minlength=words.documents)
     stops = np.zeros(words.documents)
     for stop in hash_words(sorted(set(stop_words))):
         stops += np.bincount(words.document[words.hashes == stop], minlength=words.documents) > 0
     return {
-        "hashes": _ratio(_occurrences(words, data == ord("#")), count),
-        "ellipses": _ratio(dots, count),
-        "bullet_lines": _ratio(words.per_document(bullet, line_document), n_lines),
-        "ellipsis_lines": _ratio(words.per_document(ellipsis, line_document), n_lines),
-        "alphabetic": _ratio(words.per_document(words.contains_alphabetic()), count),
+        "hashes": ratio(occurrences(words, data == ord("#")), count),
+        "ellipses": ratio(dots, count),
+        "bullet_lines": ratio(words.per_document(bullet, line_document), n_lines),
+        "ellipsis_lines": ratio(words.per_document(ellipsis, line_document), n_lines),
+        "alphabetic": ratio(words.per_document(words.contains_alphabetic()), count),
         "stop_words": stops,
-        "braces": _ratio(_occurrences(words, (data == ord("{")) | (data == ord("}"))), count),
+        "braces": ratio(occurrences(words, (data == ord("{")) | (data == ord("}"))), count),
     }
 
 
-def _occurrences(words: Words, mask: np.ndarray) -> np.ndarray:
+def occurrences(words: Words, mask: np.ndarray) -> np.ndarray:
     """Set bytes of `mask` (B + 8,) in each document."""
     counts: np.ndarray = np.diff(np.searchsorted(np.flatnonzero(mask), words.bounds))
     return counts
 
 
-def _at(data: np.ndarray, positions: np.ndarray, text: str) -> np.ndarray:
+def at_text(data: np.ndarray, positions: np.ndarray, text: str) -> np.ndarray:
     """Whether `text` stands at each position (the padding of `data` allows for three bytes)."""
     found = np.ones(len(positions), dtype=bool)
     for offset, byte in enumerate(text.encode()):
@@ -138,14 +138,14 @@ def _at(data: np.ndarray, positions: np.ndarray, text: str) -> np.ndarray:
     return found
 
 
-def _ends_with(data: np.ndarray, head: np.ndarray, tail: np.ndarray, text: str) -> np.ndarray:
+def ends_with(data: np.ndarray, head: np.ndarray, tail: np.ndarray, text: str) -> np.ndarray:
     """Whether `data[head:tail]` ends with `text`."""
     size = len(text.encode())
-    found: np.ndarray = (tail - head >= size) & _at(data, np.maximum(tail - size, 0), text)
+    found: np.ndarray = (tail - head >= size) & at_text(data, np.maximum(tail - size, 0), text)
     return found
 
 
-def _ellipses(data: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+def ellipses(data: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Occurrences of "..." (not overlapping) and "…" in each document: float64 (D,)."""
     dots = np.flatnonzero(data == ord("."))
     breaks = np.empty(len(dots), dtype=bool)
@@ -157,7 +157,7 @@ def _ellipses(data: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     threes = np.diff(begins, append=len(dots)) // 3
     total = np.bincount(owner[begins], threes, minlength=len(bounds) - 1)
     lead = np.flatnonzero(data == 0xE2)
-    signs = lead[_at(data, lead, "…")]
+    signs = lead[at_text(data, lead, "…")]
     found: np.ndarray = total + np.diff(np.searchsorted(signs, bounds))
     return found
 
@@ -229,8 +229,8 @@ def _repetition(words: Words, top: tuple[int, ...], repeated: tuple[int, ...]) -
         order = np.argsort(keys)
         copies = order[1:][keys[order[1:]] == keys[order[:-1]]]
         count = np.bincount(owner, minlength=words.documents)
-        found[f"{name}s"] = _ratio(np.bincount(owner[copies], minlength=words.documents), count)
-        found[f"{name}_characters"] = _ratio(words.per_document(size[copies], owner[copies]), total)
+        found[f"{name}s"] = ratio(np.bincount(owner[copies], minlength=words.documents), count)
+        found[f"{name}_characters"] = ratio(words.per_document(size[copies], owner[copies]), total)
     found.update(ngram_fractions(words, total, top, repeated))
     return found
 
@@ -252,7 +252,7 @@ def ngram_fractions(words: Words, total: np.ndarray, top: tuple[int, ...], repea
         counts = np.diff(begins, append=len(ranked))
         many = counts > 1
         if n in top:
-            found[f"top_{n}gram"] = _ratio(_top(at[order[begins[many]]], counts[many], n, words, size_before), total)
+            found[f"top_{n}gram"] = ratio(_top(at[order[begins[many]]], counts[many], n, words, size_before), total)
         again = np.zeros(len(at), dtype=bool)
         again[order] = np.repeat(many, counts)
         at, grams = at[again], grams[again]
@@ -261,7 +261,7 @@ def ngram_fractions(words: Words, total: np.ndarray, top: tuple[int, ...], repea
             covered[at] += 1
             covered[at + n] -= 1
             inside = np.cumsum(covered[:-1]) > 0
-            found[f"repeated_{n}grams"] = _ratio(words.per_document(words.characters * inside), total)
+            found[f"repeated_{n}grams"] = ratio(words.per_document(words.characters * inside), total)
         follows = np.flatnonzero(np.diff(at) == 1)  # the n-gram one word further on occurs twice as well
         at, grams = at[follows], grams[follows]
     return found
@@ -350,7 +350,7 @@ def _characters(words: Words) -> np.ndarray:
     return words.per_document(words.characters)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole`, and 0 where `whole` is 0: float64."""
     ratio: np.ndarray = np.divide(part, whole, out=np.zeros(len(whole)), where=whole != 0)
     return ratio

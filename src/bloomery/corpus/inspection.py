@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from bloomery.core.errors import DataError
 from bloomery.corpus.documents import texts
 from bloomery.corpus.readers import DROPPED
+from bloomery.corpus.remote import Source, files_in, local_copy, source_of
 from bloomery.corpus.report import Report
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Dropped:
 class Inspection:
     """What there is to see of a run; `dropped` has the most frequent reason first."""
 
-    folder: Path
+    folder: Source
     report: Report
     dropped: list[Dropped]
     largest_cluster: int  # documents in it; 0 where nothing looked for near duplicates
@@ -112,9 +113,8 @@ class Inspection:
         for step in self.report.steps:
             total = step.documents_in + step.split
             share = step.kept / total if total else 0.0
-            notes = ", ".join(
-                f"{key} {value}" for key, value in step.notes.items() if not isinstance(value, (list, dict))
-            )
+            told = {**step.notes, **{f"parts removed, {reason}:": count for reason, count in step.removed.items()}}
+            notes = ", ".join(f"{key} {value}" for key, value in told.items() if not isinstance(value, (list, dict)))
             steps.append({**vars(step), "share": share, "error_count": sum(step.errors.values()), "notes": notes})
         sources = sorted(self.report.sources.items(), key=lambda item: (-item[1][0], item[0]))[:SOURCES]
         page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
@@ -125,30 +125,45 @@ class Inspection:
 
 
 def inspect(folder: Path | str) -> Inspection:
-    """Look at what a run of `corpus.run` left in `folder`.
+    """Look at what a run of `corpus.run` left in `folder`, a path or an address; no more files than it takes.
 
     Raises:
         DataError: there is no report.
     """
-    folder = Path(folder)
-    if not (folder / "report.json").exists():
-        raise DataError("no report.json", where=folder, fix="give the output folder of a finished curation run")
-    report = Report.load(folder / "report.json")
+    source = source_of(folder)
+    report = load_report(folder)
     counts = {
         (step.name, reason): documents
         for step in report.steps
         for reason, documents in (*step.dropped.items(), *step.errors.items())
     }
     examples: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for path in sorted((folder / DROPPED).glob("*.parquet")):
-        _collect(path, examples)
+    for file in files_in(source, DROPPED, ".parquet"):
+        if all(len(examples.get(pair, [])) >= min(SAMPLE, documents) for pair, documents in counts.items()):
+            break
+        with local_copy(file) as path:
+            _collect(path, examples)
     groups = [
         Dropped(step, reason, documents, examples.get((step, reason), []))
         for (step, reason), documents in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
     clusters = [s.notes.get("largest_cluster") for s in report.steps if s.name in ("ExactDedup", "NearDedup")]
     size = max((int(c) for c in clusters if isinstance(c, (int, float))), default=0)
-    return Inspection(folder, report, groups, size)
+    return Inspection(source, report, groups, size)
+
+
+def load_report(folder: Path | str) -> Report:
+    """The report of a run from its output folder, a path or an address.
+
+    Raises:
+        DataError: there is none.
+    """
+    source = source_of(folder)
+    found = files_in(source, "", "report.json")
+    if not found:
+        raise DataError("no report.json", where=source, fix="give the output folder of a finished curation run")
+    with local_copy(found[0]) as path:
+        return Report.load(path)
 
 
 def _collect(path: Path, examples: dict[tuple[str, str], list[dict[str, str]]]) -> None:

@@ -82,9 +82,10 @@ def word_shingles(texts: pa.StringArray, ngram: int) -> tuple[np.ndarray, np.nda
 def _keys(words: Words, ngram: int) -> np.ndarray:
     """Distinct (document << 32 | 32-bit hash of a shingle) of a block, sorted: uint64."""
     hashes, owner = words.hashes, words.document
-    inside = owner[: len(owner) - ngram + 1] == owner[ngram - 1 :] if len(owner) >= ngram else np.zeros(0, dtype=bool)
-    at = np.flatnonzero(inside)
-    keys = _key(owner[at], rolling(hashes, ngram)[at]) if len(at) else np.zeros(0, dtype=np.uint64)
+    keys = np.zeros(0, dtype=np.uint64)
+    if len(owner) >= ngram:  # over all words in a row; those that cross a document's end go
+        last = owner[ngram - 1 :]
+        keys = _key(last, rolling(hashes, ngram))[last == owner[: len(last)]]
     short = np.flatnonzero((words.counts < ngram) & (words.counts > 0))
     if len(short):
         whole = np.zeros(len(short), dtype=np.uint64)
@@ -99,7 +100,9 @@ def _keys(words: Words, ngram: int) -> np.ndarray:
 
 
 def _key(owner: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    key: np.ndarray = owner.astype(np.uint64) << np.uint64(32) | hashes >> np.uint64(32)
+    key: np.ndarray = owner.astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= hashes >> np.uint64(32)
     return key
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bloomery.core.devices import free_memory
 from bloomery.core.errors import ConfigError
-from bloomery.corpus.readers import ARCHIVES, HTML, PARQUET
+from bloomery.corpus.readers import ARCHIVES, HTML, PAPERS, PARQUET
 from bloomery.corpus.remote import Source, Url, size_of
 from bloomery.corpus.report import Report
 from bloomery.corpus.steps import Barrier, Step
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_BYTES = 4_000  # text of an average document
 PAGE_BYTES = 100_000  # HTML of an average page
+PAPER_BYTES = 50_000  # text of an average paper
 PACKED = (".gz", ".zst", ".lz4")
 PACKING = 4  # how much smaller text and HTML become
 WORKER_BYTES = 400 << 20  # a worker process with its libraries, batches and row groups
@@ -36,6 +38,8 @@ RATE = 10e6  # bytes of text per second and core of a step that is not in:
 RATES = {
     "read": 150e6, "extract": 2e6, "Language": 35e6, "Length": 250e6, "Symbols": 60e6, "Repetition": 45e6,
     "Score": 55e6, "Select": 900e6, "Split": 900e6, "ExactDedup": 60e6, "NearDedup": 14e6, "BloomDedup": 24e6,
+    "SubstringDedup": 13e6,
+    "FetchImages": 0.5e6, "LoadImages": 4e6, "HashImages": 3e6,  # five images a document
 }  # fmt: skip
 
 
@@ -98,7 +102,7 @@ class RunPlan:
         Raises:
             ConfigError: with what is needed, what is there, and what to change.
         """
-        there = available_memory()
+        there = free_memory()
         need = self.ram_bytes + self.worker_bytes
         if need > there:
             hungry = max(self.steps, key=lambda step: step.ram_bytes)
@@ -181,20 +185,9 @@ def guess(file: Source) -> tuple[int, int, bool]:
     if name.endswith((*ARCHIVES, *HTML)) and ".wet" not in name:
         pages = -(-size // PAGE_BYTES)
         return pages, pages * DOCUMENT_BYTES, True
+    if name.endswith(PAPERS):
+        return 1, PAPER_BYTES, True
     return -(-size // DOCUMENT_BYTES), size, False
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the system can free, within the limit of its control group."""
-    free = 1 << 62
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no control groups here, or no limit ("max")
-        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, max(int(limit) - int(used), 0))
-    return free
 
 
 def _clock(seconds: float) -> str:

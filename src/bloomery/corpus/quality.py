@@ -101,7 +101,7 @@ class LinearScorer:
         slope, offset = _platt(logits, labels[test])
         weights, bias = (weights * slope).astype(np.float32), bias * slope + offset
         report = {
-            "auc": _auc(logits, labels[test]),
+            "auc": auc(logits, labels[test]),
             "positives": len(positives),
             "negatives": len(negatives),
             "held_out": int(test.sum()),
@@ -337,7 +337,7 @@ def _platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return (slope, float(solution[1])) if slope > 0 else (1e-3, 0.0)  # never turn the order round
 
 
-def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Chance that a positive scores above a negative, ties counting half."""
     _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]  # mean rank of each value, from 1

@@ -31,7 +31,8 @@ BATCH_BYTES = 16 << 20
 PARQUET = (".parquet",)
 ARROW = (".arrow", ".ipc", ".feather")
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".jsonl.zst")
-SUFFIXES = PARQUET + ARROW + JSONL + TEXT
+SAMPLES = (".tar",)  # MINT-1T's archives
+SUFFIXES = PARQUET + ARROW + JSONL + SAMPLES + TEXT
 ARCHIVES = (".warc", ".warc.gz", ".warc.lz4", ".wet", ".wet.gz", ".arc", ".arc.gz")
 PAPERS = (".pdf", ".tex", ".tar.gz", ".tgz")  # the last two: LaTeX sources as arXiv serves them
 WEB_SUFFIXES = ARCHIVES + HTML + PAPERS  # found in folders too; read by bloomery.web.read_documents
@@ -83,6 +84,7 @@ def read_documents(path: str | Path | Url) -> Iterator[pa.RecordBatch]:
       present and other columns are kept as they are.
     * JSON lines (`.gz`, `.zst` too): objects with `text`, optionally `id`, `url` and `meta` (an object); other keys
       go into `meta`.
+    * Parquet files in OBELICS' layout and archives (`.tar`) in MINT-1T's: documents of text and images.
     * `.txt` and `.md`: one document a file.
 
     A remote file is copied here first.
@@ -107,6 +109,15 @@ def read_documents(path: str | Path | Url) -> Iterator[pa.RecordBatch]:
         return _read_jsonl(path)
     if _has(path, TEXT):
         return _read_texts([path], path.parent)
+    if _has(path, SAMPLES):
+        from bloomery.corpus.interleaved.webdataset import read_webdataset
+
+        return read_webdataset(path)
+    if _has(path, PARQUET):
+        from bloomery.corpus.interleaved.obelics_parquet import is_obelics, read_obelics
+
+        if is_obelics(path):
+            return read_obelics(path)
     return _read_table(path)
 
 

@@ -121,6 +121,18 @@ def listing(folder: Url) -> list[Url]:
         return [Url(fs.unstrip_protocol(path)) for path in sorted(fs.ls(root, detail=False)) if fs.isfile(path)]
 
 
+def files_in(folder: Source, inside: str, suffix: str) -> Sequence[Source]:
+    """The files in the folder `inside` of `folder` whose names end in `suffix`, sorted; none where it is missing."""
+    if isinstance(folder, Path):
+        return sorted((folder / inside).glob(f"*{suffix}"))
+    below = Url(f"{folder.address.rstrip('/')}/{inside}".rstrip("/"))
+    fs, root = filesystem(below)
+    with explained(below):
+        if not fs.isdir(root):
+            return []
+    return [file for file in listing(below) if file.name.endswith(suffix)]
+
+
 def identity(url: Url) -> list[Any]:
     """What changes when the content does: size, date or checksum, whichever the store has."""
     files = [file for file in listing(url) if file.name.lower().endswith(PAGES)] if url.is_folder else [url]

@@ -23,7 +23,8 @@ OTHER = "(other)"
 class StepStats:
     """One step's account. `documents_in + split == kept + all dropped + all errors`.
 
-    `seconds` is the time spent inside the step, summed over worker processes."""
+    `removed` counts parts (paragraphs, images) taken out of documents, by reason. `seconds` is the time spent inside
+    the step, summed over worker processes."""
 
     name: str
     documents_in: int = 0
@@ -31,6 +32,7 @@ class StepStats:
     split: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -45,7 +47,9 @@ class StepStats:
         self.kept += other.kept
         self.split += other.split
         self.seconds += other.seconds
-        for mine, theirs in ((self.dropped, other.dropped), (self.errors, other.errors)):
+        for mine, theirs in (
+            (self.dropped, other.dropped), (self.errors, other.errors), (self.removed, other.removed),
+        ):  # fmt: skip
             for reason, count in theirs.items():
                 add_capped(mine, reason, count, MAX_REASONS)
 
@@ -108,6 +112,7 @@ class Report:
         steps = [asdict(step) for step in self.steps]
         for step, stats in zip(steps, self.steps, strict=True):
             step["dropped"], step["errors"] = _by_count(stats.dropped), _by_count(stats.errors)
+            step["removed"] = _by_count(stats.removed)
             if timings:
                 step["documents_per_second"] = stats.documents_per_second
             else:
@@ -147,7 +152,9 @@ class Report:
         for column in ("step", "in", "kept", "survival", "errors", "docs/s/core", "why dropped"):
             steps.add_column(column, justify="left" if column in ("step", "why dropped") else "right")
         for step in self.steps:
-            why = ", ".join(f"{reason} {count:,}" for reason, count in list(_by_count(step.dropped).items())[:3])
+            why = _commonest(step.dropped)
+            if step.removed:
+                why = "; ".join(filter(None, [why, f"parts: {_commonest(step.removed)}"]))
             total = step.documents_in + step.split
             steps.add_row(
                 step.name,
@@ -180,6 +187,10 @@ def add_capped(counts: dict[str, int], key: str, count: int, limit: int) -> None
 
 def _by_count(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _commonest(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in list(_by_count(counts).items())[:3])
 
 
 def _step(data: Mapping[str, Any]) -> StepStats:

@@ -32,13 +32,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from bloomery.core.devices import free_memory
 from bloomery.core.errors import ConfigError, DataError, EmptyError, nearest
 from bloomery.core.files import atomic_file, explain_os_errors, read_json, write_json
 from bloomery.core.log import logger
 from bloomery.core.progress import Progress
 from bloomery.core.seeds import rng
 from bloomery.corpus import packing
-from bloomery.corpus.planning import available_memory, guess
+from bloomery.corpus.planning import guess
 from bloomery.corpus.readers import find_inputs
 from bloomery.corpus.steps import Plan
 from bloomery.corpus.tokenizer import BOS, EOS, digest, encode_batch
@@ -185,7 +186,7 @@ def _opened(folder: Path, settings: dict[str, Any]) -> Shuffled | None:
 
 def _check_room(plan: Plan, folder: Path, cells: int) -> None:
     """Refuse cells that memory cannot hold; warn of a disk that may be too small: the shuffle can go on later."""
-    there = available_memory()
+    there = free_memory()
     if plan.ram_bytes > there:
         enough = -(-plan.ram_bytes * cells // there)
         need = (

@@ -16,18 +16,18 @@ from typing import Any
 import pyarrow as pa
 
 import bloomery
+from bloomery.core.devices import free_memory
 from bloomery.core.errors import ConfigError, DataError, StorageError
 from bloomery.core.files import atomic_file, explain_os_errors, read_json, write_json
 from bloomery.core.hashing import digest
 from bloomery.core.log import logger
-from bloomery.corpus.planning import available_memory
 from bloomery.corpus.readers import DROPPED, RUN_STATE
 from bloomery.corpus.remote import PAGES, Mirror, Source, Url, identity
 from bloomery.corpus.report import Report, StepStats
 from bloomery.corpus.steps import Barrier, Step, decision_notes
 from bloomery.corpus.unit import Job, Reader, Segment
 
-OURS = re.compile(r"[0-9]{5,}-[^/]*\.(?:parquet|jsonl|jsonl\.gz|jsonl\.zst)|report\.json|dropped/[^/]*\.parquet")
+OURS = re.compile(r"[0-9]{5,}-[^/]*\.(?:parquet|jsonl|jsonl\.gz|jsonl\.zst|tar)|report\.json|dropped/[^/]*\.parquet")
 
 
 @contextmanager
@@ -236,7 +236,7 @@ class State:
 
     def _check_memory(self, barrier: Barrier, documents: int, force: bool) -> None:
         size = sum(self._record(0, unit)["report"]["text_bytes_in"] for unit in range(len(self.files)))
-        need, there = barrier.plan(documents, size).ram_bytes, available_memory()
+        need, there = barrier.plan(documents, size).ram_bytes, free_memory()
         if need <= there:
             return
         text = (

@@ -7,7 +7,8 @@ pickled and written down.
 
 The outcome of a document: kept; dropped with a reason; an error (a reason that starts with "error:"); or split into
 several rows with ids `parent#0`, `parent#1`, …. A step never removes rows: it marks them with `drop`, and the engine
-counts and removes them. Randomness comes from `uniform(batch, seed, …)`, which depends on the document's id alone.
+counts and removes them. A step that takes single parts out of documents says why with `removed_parts`. Randomness comes
+from `uniform(batch, seed, …)`, which depends on the document's id alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bloomery.core.seeds import derive
 from bloomery.corpus.documents import with_column
 
 DROP = "_drop"  # reserved column: null = keep, otherwise the reason
+REMOVED = "_removed"  # reserved column: a reason for every part that a step has taken out of the document
 ERROR = "error:"  # a reason with this prefix counts as an error, not as a decision
 
 
@@ -75,6 +77,11 @@ class _Declared:
 
 class Step(_Declared, ABC):
     """A local step: subclasses are dataclasses with `__call__(batch) -> batch`. It must accept an empty batch."""
+
+    @property
+    def max_rows(self) -> int | None:
+        """Most documents of a batch, for a step that makes documents large; None: as they come."""
+        return None
 
     @abstractmethod
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -123,6 +130,20 @@ def drop_reasons(batch: pa.RecordBatch, reasons: Sequence[str | None] | pa.Array
     elif new.null_count == len(new):
         return batch
     return with_column(batch, DROP, new)
+
+
+def removed_parts(batch: pa.RecordBatch, reasons: Sequence[Sequence[str]]) -> pa.RecordBatch:
+    """Say, for every document, why each of the parts went that this step has taken out; the report counts them."""
+    return with_column(batch, REMOVED, pa.array(reasons, pa.list_(pa.string())))
+
+
+def take_removed(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
+    """The batch without what `removed_parts` said, and how often each reason was given."""
+    if REMOVED not in batch.schema.names:
+        return batch, {}
+    counts = pc.value_counts(batch.column(REMOVED).flatten())
+    found = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return batch.drop_columns([REMOVED]), found
 
 
 def kept(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from bloomery.corpus.documents import SCHEMA, texts, with_column
 from bloomery.corpus.readers import error_batch
 from bloomery.corpus.remote import Source, local_copy
 from bloomery.corpus.report import EXAMPLES, MAX_REASONS, MAX_SOURCES, Report, StepStats, add_capped
-from bloomery.corpus.steps import DROP, ERROR, Barrier, Step, drop_reasons, kept
+from bloomery.corpus.steps import DROP, ERROR, Barrier, Step, drop_reasons, kept, take_removed
 from bloomery.corpus.writers import ParquetWriter, writer
 
 HOST = r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
@@ -70,16 +70,7 @@ def process(job: Job, segment: Segment, read: Reader, progress: Callable[[int], 
             if outputs is None:
                 outputs = stack.enter_context(_Outputs(job, segment, batch))
             progress(batch.num_rows)
-            for index, step in enumerate(segment.steps, start=1):
-                batch = outputs.remove(tally, index - 1, batch)
-                if batch.num_rows == 0:
-                    break
-                batch = _run_step(step, batch, tally.steps[index])
-            else:
-                batch = outputs.remove(tally, len(segment.steps), batch)
-            if batch.num_rows:
-                tally.count_out(batch)
-                outputs.write(batch, tally)
+            _through(segment.steps, 0, batch, outputs, tally)
         if outputs is None:
             outputs = stack.enter_context(_Outputs(job, segment, pa.RecordBatch.from_pylist([], schema=SCHEMA)))
     write_json(job.record, {"key": job.key, "sketch_seconds": tally.sketch_seconds, "report": tally.report().to_dict()})
@@ -132,10 +123,30 @@ def _decided_batches(job: Job) -> Iterator[pa.RecordBatch]:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
+def _through(steps: Sequence[Step], done: int, batch: pa.RecordBatch, outputs: _Outputs, tally: _Tally) -> None:
+    """Send a batch through the steps after the first `done`; before a step that takes few documents it is cut."""
+    for index, step in enumerate(steps[done:], start=done + 1):
+        batch = outputs.remove(tally, index - 1, batch)
+        if batch.num_rows == 0:
+            return
+        if step.max_rows is not None and batch.num_rows > step.max_rows:
+            for start in range(0, batch.num_rows, step.max_rows):
+                piece = _run_step(step, batch.slice(start, step.max_rows), tally.steps[index])
+                _through(steps, index, piece, outputs, tally)
+            return
+        batch = _run_step(step, batch, tally.steps[index])
+    batch = outputs.remove(tally, len(steps), batch)
+    if batch.num_rows:
+        tally.count_out(batch)
+        outputs.write(batch, tally)
+
+
 def _run_step(step: Step, batch: pa.RecordBatch, stats: StepStats) -> pa.RecordBatch:
     stats.documents_in += batch.num_rows
     start = time.perf_counter()
-    result = _isolated(step, batch)
+    result, removed = take_removed(_isolated(step, batch))
+    for reason, count in removed.items():
+        add_capped(stats.removed, reason, count, MAX_REASONS)
     stats.seconds += time.perf_counter() - start
     if result.num_rows < batch.num_rows:
         raise DataError(
@@ -299,7 +310,7 @@ def _dry_run(segment: Segment, first: pa.RecordBatch) -> pa.Schema:
             break
         if missing:
             raise DataError(f"step {step.name} reads the column {missing[0]!r}, which these documents do not have")
-        batch = kept(step(batch))
+        batch = kept(take_removed(step(batch))[0])
         for name in step.writes:
             if name not in batch.schema.names:
                 raise DataError(f"step {step.name} declares that it writes {name!r} but does not")

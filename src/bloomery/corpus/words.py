@@ -144,10 +144,14 @@ def each_block(texts: pa.StringArray) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 def split_words(text: np.ndarray, bounds: np.ndarray, lower: bool = False) -> Words:
     """Find the words in UTF-8 bytes `text` (B,) of documents that begin at `bounds` (D + 1,)."""
-    data = np.zeros(len(text) + 8, dtype=np.uint8)
-    data[: len(text)] = text
+    data = np.empty(len(text) + 8, dtype=np.uint8)
+    data[len(text) :] = 0
     if lower:
-        data += _between(data, "A", "Z").view(np.uint8) << np.uint8(5)  # 32 on from "A" is "a"
+        upper = _between(text, "A", "Z").view(np.uint8)
+        upper *= np.uint8(32)  # which "a" is on from "A"
+        np.add(text, upper, out=data[: len(text)])
+    else:
+        data[: len(text)] = text
     space = np.ones(len(text) + 1, dtype=bool)  # there is a space before the first byte and after the last
     np.bitwise_or(_between(text, "\t", "\r"), _between(text, "\x1c", " "), out=space[:-1])
     _mark_wide_spaces(data, space[:-1])
@@ -176,14 +180,17 @@ def _between_spaces(data: np.ndarray, bounds: np.ndarray, space: np.ndarray) -> 
     crossed = crossed[(crossed > 0) & (crossed < len(space) - 1)]
     crossed = crossed[~space[crossed - 1] & ~space[crossed]]
     if len(crossed):
-        starts = np.sort(np.concatenate([starts, crossed]))
-        ends = np.sort(np.concatenate([ends, crossed]))
+        starts = np.insert(starts, np.searchsorted(starts, crossed), crossed)
+        ends = np.insert(ends, np.searchsorted(ends, crossed), crossed)
     return Words(data, bounds, starts, ends, np.searchsorted(starts, bounds))
 
 
 def _between(data: np.ndarray, low: str, high: str) -> np.ndarray:
     """Whether each byte is one of the ASCII characters `low` to `high` (lower ones wrap around)."""
-    return data - np.uint8(ord(low)) <= np.uint8(ord(high) - ord(low))
+    shifted = data - np.uint8(ord(low))
+    found: np.ndarray = shifted.view(bool)
+    np.less_equal(shifted, np.uint8(ord(high) - ord(low)), out=found)
+    return found
 
 
 def _mark_wide_spaces(data: np.ndarray, space: np.ndarray) -> None:
@@ -205,15 +212,19 @@ def hash_spans(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nda
     lengths = ends - starts
     eight = np.ndarray(len(data) - 7, dtype="<u8", buffer=data, strides=(1,))  # the 8 bytes from every position
     head = eight[starts] & WIDTHS[np.clip(lengths, 1, 8) - 1]
-    hashes = _mix(head ^ (lengths.astype(np.uint64) * FACTOR))
-    rest = np.flatnonzero((lengths > 8) & (lengths <= LONG))
-    offset = 8
+    head ^= lengths.astype(np.uint64) * FACTOR
+    hashes = spread(head)
+    longer = np.flatnonzero(lengths > 8)
+    size = lengths[longer]
+    rest = longer[size <= LONG]
+    place, left = starts[rest] + 8, lengths[rest] - 8
     while len(rest):
-        left = lengths[rest] - offset
-        chunk = eight[starts[rest] + offset] & WIDTHS[np.clip(left, 1, 8) - 1]
-        hashes[rest] = _mix(hashes[rest] * FACTOR + chunk)
-        rest, offset = rest[left > 8], offset + 8
-    for index in np.flatnonzero(lengths > LONG):
+        chunk = eight[place] & WIDTHS[np.minimum(left, 8) - 1]
+        chunk += hashes[rest] * FACTOR
+        hashes[rest] = spread(chunk)
+        more = np.flatnonzero(left > 8)
+        rest, place, left = rest[more], place[more] + 8, left[more] - 8
+    for index in longer[size > LONG]:
         hashes[index] = xxhash.xxh3_64_intdigest(data[starts[index] : ends[index]].data)
     return hashes
 
@@ -258,14 +269,22 @@ def rolling(hashes: np.ndarray, size: int) -> np.ndarray:
         power = np.uint64(int(power) ** 2 & 0xFFFFFFFFFFFFFFFF)
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers of every range [start, start + length), one after the other: int64."""
+    ends = np.cumsum(lengths)
+    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0)
+    numbers += np.repeat(starts - (ends - lengths), lengths)
+    return numbers
+
+
 def by_document(hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
     """Make equal hashes of different documents different: uint64."""
-    salts = _mix(np.arange(1, int(document.max(initial=0)) + 2, dtype=np.uint64))
+    salts = spread(np.arange(1, int(document.max(initial=0)) + 2, dtype=np.uint64))
     salted: np.ndarray = hashes ^ salts[document]
     return salted
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray) -> np.ndarray:
     """Spread every input bit over the output (the finaliser of splitmix64); works in place."""
     values ^= values >> np.uint64(30)
     values *= MIX1

@@ -1,4 +1,5 @@
-"""Documents out: Parquet (the default) or JSON lines, plain or compressed. The file's suffix says which.
+"""Documents out: Parquet (the default) or JSON lines, plain or compressed; with images also the layouts of OBELICS and
+MINT-1T (`interleaved.obelics_parquet`, `interleaved.webdataset`). The file's suffix says which.
 
 Equal documents give equal bytes: no file holds a time or a name of the machine.
 """
@@ -19,8 +20,11 @@ import pyarrow.parquet as pq
 
 from bloomery.core.errors import DataError
 from bloomery.corpus.documents import texts
+from bloomery.corpus.interleaved.obelics_parquet import ObelicsWriter
+from bloomery.corpus.interleaved.webdataset import WebDatasetWriter
 
-FORMATS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
+LAYOUTS = ("obelics.parquet", "tar")  # of published sets: columns of ours, and with OBELICS ids, have no place there
+FORMATS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst", *LAYOUTS)
 ROW_GROUP_DOCUMENTS = 10_000
 ROW_GROUP_BYTES = 64 << 20
 GZIP_LEVEL = 6
@@ -88,8 +92,14 @@ class JsonLinesWriter:
         self._file.write("".join(f"{line}\n" for line in _lines(batch)).encode("utf-8", "replace"))
 
 
-def writer(path: Path, file: IO[bytes], schema: pa.Schema) -> ParquetWriter | JsonLinesWriter:
+def writer(
+    path: Path, file: IO[bytes], schema: pa.Schema
+) -> ParquetWriter | JsonLinesWriter | ObelicsWriter | WebDatasetWriter:
     """The writer for a file of this name."""
+    if path.name.endswith(".obelics.parquet"):
+        return ObelicsWriter(file)
+    if path.suffix == ".tar":
+        return WebDatasetWriter(file)
     return ParquetWriter(file, schema) if path.suffix == ".parquet" else JsonLinesWriter(file, path.name)
 
 

@@ -112,7 +112,8 @@ def bars(groups: Mapping[str, Mapping[int, float]], *, y: str, title: str = "", 
         axes.annotate(
             f"{mean:.4g}", (i + 0.33, mean), fontsize=9.5, va="center", ha="left", color=INK, annotation_clip=False
         )
-    names = [textwrap.fill(name, 10) for name in groups] if len(groups) > 5 else list(groups)  # wide ones would touch
+    wide = len(groups) > 5 or max(map(len, groups)) > 13  # would touch
+    names = [textwrap.fill(name, 10) for name in groups] if wide else list(groups)
     axes.set_xticks(range(len(groups)), names)
     axes.set_xlim(-0.6, len(groups) - 0.25)
     axes.tick_params(axis="x", length=0)

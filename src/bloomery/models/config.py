@@ -141,7 +141,7 @@ class DecoderConfig:
     # --- head, initialisation, loss
     tie_embeddings: bool = False
     head_norm: HeadNorm = "none"
-    init: Literal["normal", "fan_in"] = "normal"  # normal: init_std, less on residual outputs; fan_in: 1 / sqrt(inputs)
+    init: Literal["normal", "fan_in", "fan_in_depth"] = "normal"  # see `Decoder.init_weights`
     init_std: float = 0.02
     z_loss: float = 0.0  # weight of the squared log-normaliser in the language-model loss
 

@@ -239,7 +239,8 @@ class Decoder(nn.Module):
 
         The standard deviation is `init_std`, divided by sqrt(2 · n_layers) for the two matrices that write to the
         residual stream, so that its variance stays flat over depth; or, with init="fan_in", 1 / sqrt(inputs) for
-        every matrix, the embedding's inputs being its width.
+        every matrix, the embedding's inputs being its width; "fan_in_depth" (OpenLM) also cuts at three deviations and
+        divides the matrices of layer l = 1, 2, … that write to the residual stream by sqrt(2 l).
         """
         c = self.config
         residual = 1 / math.sqrt(2 * c.n_layers)
@@ -248,14 +249,16 @@ class Decoder(nn.Module):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 1:
                     parameter.fill_(0.0 if name == "bias" or isinstance(module, LayerNorm1p) else 1.0)
+                elif c.init == "fan_in_depth":
+                    std = parameter.shape[-1] ** -0.5
+                    nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
                 elif c.init == "fan_in":
                     parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
                 else:
                     parameter.normal_(std=c.init_std, generator=generator)
-        if c.init == "normal":
-            for block in self.blocks:
-                for matrix in _residual_outputs(block):
-                    matrix.mul_(residual)
+        for layer, block in enumerate(self.blocks if c.init != "fan_in" else [], start=1):
+            for matrix in _residual_outputs(block):
+                matrix.mul_(residual if c.init == "normal" else (2 * layer) ** -0.5)
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Parameters, tied ones once; without `embeddings` those of the token table and of the head are left out."""

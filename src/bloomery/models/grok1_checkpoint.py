@@ -28,16 +28,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bloomery.core.devices import pick_dtype
+from bloomery.core.devices import free_memory, pick_dtype
 from bloomery.core.errors import CheckpointError, ConfigError, StorageError
 from bloomery.core.files import explain_os_errors, read_json, safetensors_errors, write_json
 from bloomery.core.hashing import digest
 from bloomery.core.log import logger
 from bloomery.core.progress import Progress
 from bloomery.core.unpickle import Array, load
+from bloomery.core.weight_files import INDEX, SHARD_BYTES, WEIGHTS
 from bloomery.models import grok1
 from bloomery.models.decoder import Decoder, DecoderConfig
-from bloomery.models.pretrained import INDEX, SHARD_BYTES, WEIGHTS, load_config
+from bloomery.models.pretrained import load_config
 from bloomery.nn.moe import Router
 
 FOLDER, PLAN = "ckpt-0", "conversion.json"
@@ -337,26 +338,9 @@ def _as_stored(leaf: Leaf) -> bool:
 def _require_memory(size: int, device: torch.device, folder: Path) -> None:
     """Refuse what would be killed by the operating system half-way."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    if free is not None and size > free:
+    if size > free:
         raise StorageError(
             f"the model takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             where=folder,
             fix="use a larger machine, or `bloomery convert`, which needs no more than a shard",
         )
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that a process may still take, or None where it cannot be told (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    group = Path("/sys/fs/cgroup")  # a container has a limit of its own; what it caches of files can be taken back
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - int(used["anon"]))
-    except (OSError, ValueError, KeyError):
-        pass
-    return free

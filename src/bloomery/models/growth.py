@@ -291,7 +291,7 @@ def branch_ends(block: nn.Module) -> list[nn.Parameter]:
     if isinstance(block.post1, LayerNorm1p):
         what = "the branches end in a LayerNorm1p, which its weights do not scale"
         raise ConfigError(what, where="growth plan", fix="use alpha 1")
-    if isinstance(block.post1, RMSNorm):
+    if isinstance(block.post1, (RMSNorm, nn.LayerNorm)):
         return [*block.post1.parameters(), *block.post2.parameters()]
     ffn = [p for name, p in block.ffn.named_parameters() if "down" in name.split(".")]  # of all experts, if any
     return [*block.attn.get_submodule("out").parameters(), *ffn]

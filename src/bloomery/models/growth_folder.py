@@ -19,18 +19,11 @@ from torch import Tensor
 from bloomery.core.errors import CheckpointError, ConfigError
 from bloomery.core.files import atomic_folder, read_json
 from bloomery.core.progress import Progress
+from bloomery.core.weight_files import COMPANIONS, OURS, SHARD_BYTES, write_weights
 from bloomery.models.decoder import Decoder
 from bloomery.models.growth import GrowthPlan, branch_ends
 from bloomery.models.keys import Keys
-from bloomery.models.pretrained import (
-    COMPANIONS,
-    OURS,
-    SHARD_BYTES,
-    _read_config,
-    _Stored,
-    _write_json,
-    _write_weights,
-)
+from bloomery.models.pretrained import _read_config, _Stored, _write_json
 
 RECORD = "growth.json"  # in a grown folder: the plan it was grown by
 
@@ -87,7 +80,7 @@ def grow_pretrained(
         for file in COMPANIONS:
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / file)
-        _write_weights(folder, sizes, read, shard_bytes)
+        write_weights(folder, sizes, read, shard_bytes)
     return grown.num_parameters()
 
 

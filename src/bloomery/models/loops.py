@@ -83,6 +83,8 @@ class LoopedConfig:
         for name, plain_value in (("mla", None), ("moe", None), ("post_norm", False)):
             if getattr(c, name) != plain_value:
                 raise ConfigError(f"{name} is set", where="looped decoder", fix=f"looped blocks know no {name}")
+        if c.init == "fan_in_depth":
+            raise ConfigError("init='fan_in_depth'", where="looped decoder", fix="a looped block has no one depth")
 
     @property
     def routed(self) -> bool:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bloomery.core.devices import pick_dtype
 from bloomery.core.errors import CheckpointError, ConfigError, DataError, nearest
-from bloomery.core.files import atomic_folder, read_json, safetensors_errors
+from bloomery.core.files import atomic_folder, read_json
+from bloomery.core.weight_files import COMPANIONS, OURS, SHARD_BYTES, weight_files, write_weights
 from bloomery.models import deepseek_v2, grok1, ling, llama, mixtral, native, nemotron, qwen2, qwen3
 from bloomery.models.config import DecoderConfig, MoEConfig
 from bloomery.models.decoder import Decoder
@@ -28,12 +27,6 @@ from bloomery.nn import NTKScaling
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 TRAINING = "bloomery_training"  # our field in config.json: what the format has no place for and only training uses
 MOE_TRAINING: dict[str, Any] = {
@@ -41,7 +34,6 @@ MOE_TRAINING: dict[str, Any] = {
     for name in ("capacity", "balance", "device_balance", "communication_balance", "z_loss", "balance_scope")
 }
 _LISTED = 5  # keys of one kind that an error message spells out
-OURS = ("*.safetensors", "model.safetensors.index.json", "config.json", *COMPANIONS)  # what saving may replace
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # stored by old exporters, computed from the configuration by us
 
 
@@ -125,7 +117,7 @@ def save_pretrained(
             written |= _write_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", written)
         tensors = family.KEYS.tensors(model)
-        _write_weights(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, shard_bytes)
+        write_weights(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, shard_bytes)
 
 
 def convert_pretrained(
@@ -159,7 +151,7 @@ def convert_pretrained(
         for file in COMPANIONS:
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / file)
-        _write_weights(folder, sizes, lambda name: stored.tensor(name).to(wanted[name]), shard_bytes)
+        write_weights(folder, sizes, lambda name: stored.tensor(name).to(wanted[name]), shard_bytes)
     return sum(place.numel() for place in places.values())
 
 
@@ -171,7 +163,7 @@ class _Stored:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[Any, str]] = {}
         self._types: dict[str, str] = {}
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             try:
                 file: Any = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -316,54 +308,6 @@ def _read_config(folder: Path) -> tuple[Family, DecoderConfig]:
     raise ConfigError(
         f"unknown model_type {name!r}", where=path, fix=f"known: {', '.join(known)}" + ("; " + hint) * ("did" in hint)
     )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those its index names, all of which must exist inside the folder."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        if any(folder.glob("pytorch_model*.bin")):
-            raise CheckpointError(
-                "holds only pytorch_model.bin, a pickle, which can run code when opened and is not read",
-                where=folder,
-                fix="convert it to safetensors with the tool it came with",
-            )
-        raise CheckpointError(f"neither {WEIGHTS} nor {INDEX} is there", where=folder)
-    try:
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        foreign = [name for name in names if Path(name).name != name or name in ("", ".", "..")]
-    except (DataError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"not a weight index: {error}", where=folder / INDEX) from error
-    if foreign:
-        raise CheckpointError(f"names files outside its folder: {_listed(foreign)}", where=folder / INDEX)
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{len(absent)} of {len(names)} shards are missing: {_listed(absent)}", where=folder, fix="fetch them again"
-        )
-    return [folder / name for name in names]
-
-
-def _write_weights(folder: Path, sizes: dict[str, int], read: Callable[[str], Tensor], shard_bytes: int) -> None:
-    """One file, or numbered shards and an index, in the order of `sizes`; tensors are read when their file is due."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, nbytes in sizes.items():
-        if shards[-1] and size + nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    weight_map = {}
-    for i, names in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        with safetensors_errors():
-            save_file({name: read(name) for name in names}, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        _write_json(folder / INDEX, index)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, int]:

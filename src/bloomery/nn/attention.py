@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from bloomery.nn.cache import KVSlot
 from bloomery.nn.linear import Linear
 from bloomery.nn.masks import Causal
-from bloomery.nn.norm import RMSNorm
+from bloomery.nn.norm import RMSNorm, make_norm
 from bloomery.nn.rope import Rotary, rotate
 
-QKNorm = Literal["none", "pre_rope", "post_rope"]
+QKNorm = Literal["none", "pre_rope", "post_rope", "all_heads"]
 FEW = 16  # queries up to which heads that share a key head are folded into one set of queries
 
 
@@ -71,6 +71,7 @@ class GQAttention(nn.Module):
     The three input projections are one matrix: rows [q heads; k heads; v heads], each `head_dim` tall. `qk_norm` puts
     an RMS norm with a learned scale over `head_dim`, shared by the heads, on queries and keys: before the rotation
     (Qwen3) or after it (AFM, arXiv:2407.21075). The two differ, since a scale per channel does not commute with it.
+    "all_heads" is a layer norm without bias over the features of all heads together, before the rotation (OpenLM).
     """
 
     def __init__(
@@ -92,7 +93,10 @@ class GQAttention(nn.Module):
         self.qk_norm, self.scale, self.softcap = qk_norm, scale, softcap
         self.qkv = Linear(dim, (n_heads + 2 * n_kv_heads) * head_dim, bias=qkv_bias)
         self.out = Linear(n_heads * head_dim, dim, bias=o_bias)
-        if qk_norm != "none":
+        if qk_norm == "all_heads":
+            self.q_norm = make_norm("layer", n_heads * head_dim, norm_eps)
+            self.k_norm = make_norm("layer", n_kv_heads * head_dim, norm_eps)
+        elif qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(head_dim, norm_eps), RMSNorm(head_dim, norm_eps)
 
     def forward(
@@ -106,7 +110,7 @@ class GQAttention(nn.Module):
         heads = self.qkv(x) if signal is None else self.qkv(x) + signal
         heads = heads.view(batch, seq, -1, self.head_dim)  # (batch, seq, q + k + v heads, head_dim)
         qk, v = torch.split(heads, [self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
-        if self.qk_norm == "pre_rope":
+        if self.qk_norm in ("pre_rope", "all_heads"):
             qk = self._normalise(qk)
         qk = rotate(qk, rotary)
         if self.qk_norm == "post_rope":
@@ -121,4 +125,6 @@ class GQAttention(nn.Module):
 
     def _normalise(self, qk: Tensor) -> Tensor:
         q, k = torch.split(qk, [self.n_heads, self.n_kv_heads], dim=2)
+        if self.qk_norm == "all_heads":
+            return torch.cat([self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))], dim=2).view(qk.shape)
         return torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NormKind = Literal["rms", "ln1p"]
+NormKind = Literal["rms", "ln1p", "layer"]
 
 
 class RMSNorm(nn.Module):
@@ -53,5 +53,7 @@ class LayerNorm1p(nn.Module):
 
 
 def make_norm(kind: NormKind, dim: int, eps: float) -> nn.Module:
-    """The norm of that kind."""
+    """The norm of that kind; "layer" is a layer norm with a scale and no bias."""
+    if kind == "layer":
+        return nn.LayerNorm(dim, eps, bias=False)
     return RMSNorm(dim, eps) if kind == "rms" else LayerNorm1p(dim, eps)

@@ -22,9 +22,9 @@ def show_crawl(run: Run, report: Mapping[str, Any]) -> None:
 
 def show_corpora(run: Run, curated: Mapping[str, Any], packs: Mapping[str, Mapping[str, int]]) -> None:
     """Where documents were lost, and how much text each corpus holds."""
-    filters = [step for step in curated["steps"][1:] if step["name"] not in ("Split", "Score")]  # those drop nothing
+    filters = [step for step in curated["steps"][1:] if step["dropped"] or step["errors"]]
     steps = [("pages", curated["documents_in"]), *((step["name"], step["kept"]) for step in filters)]
-    caption = "Documents left after each curation step; the raw corpus keeps every page."
+    caption = "Documents left after each curation step that dropped some; the raw corpus keeps every page."
     run.figure("survival", figures.survival(steps, unit="documents"), caption)
     rows = []
     for step in curated["steps"]:

@@ -10,8 +10,9 @@ threefold at two small budgets, several times with the texts in other orders, fi
 the best amounts; AutoScale extrapolates from the two to a larger budget. Mixtures are compared by the mean loss over
 the domains' held-out text, in nats per byte: AutoScale; *uniform*; *natural* (as much of each as there is); the optimum
 of the smaller budget; *DDO at the target*, which costs nine runs of the full size; *excess loss*, DoReMi's idea in one
-step: weights in proportion to what a model of the larger budget has gained over one of the smaller; the *best random*
-one of many mixtures, which says how good a mixture can be; and *unguarded*, the paper's formula as it is.
+step: weights in proportion to what a model of the larger budget has gained over one of the smaller; *RegMix* (arXiv
+2407.01492), a regression of the smaller budget's loss on random mixtures, as many runs as DDO takes there; the *best
+random* one of many mixtures, which says how good a mixture can be; and *unguarded*, the paper's formula as it is.
 
 What is known to fail: extrapolating a domain that sat on its floor, that has saturated (more of it harms the others),
 or that grew much faster than the whole, which three points per domain make likely. The guard rails of
@@ -34,14 +35,15 @@ if TYPE_CHECKING:
 
 
 PAPER = "arXiv:2407.20177"
-AUTOSCALE, UNIFORM, NATURAL, SMALL, DIRECT, EXCESS, UNGUARDED, RANDOM = ARMS = (
+AUTOSCALE, UNIFORM, NATURAL, SMALL, DIRECT, EXCESS, UNGUARDED, REGMIX, RANDOM = ARMS = (
     "AutoScale", "uniform", "natural", "small-scale optimum", "DDO at the target", "excess loss", "unguarded",
-    "best random",
+    "RegMix", "best random",
 )  # fmt: skip
 DOMAINS = ("docstrings", "source", "sums", "logs")
 FACTORS = (1 / 3, 3.0)
 FLOOR = 0.2  # of a domain's uniform share
 FLAT = 0.01  # mixtures whose loss is within this of the best count as equally good
+CANDIDATES, AVERAGED = 20_000, 100  # mixtures that the regression of RegMix rates, and how many of the best it averages
 NOISE, THEORY_TRIALS, THEORY_TARGET = 0.05, 20, 400.0
 
 
@@ -221,6 +223,7 @@ class AutoScale(Recipe):
             mixtures[AUTOSCALE], spread, notes = held.amounts, held.spread, [*notes, *held.warnings]
         except DataError as error:  # nothing to extrapolate: the optimum of the larger budget is the best guess
             mixtures[AUTOSCALE], notes = large.amounts, [*notes, f"no extrapolation: {error.what}"]
+        mixtures[REGMIX] = self.regmix(grid, trial)
         drawn = rng(self.seed, "mixtures", trial).dirichlet(np.full(len(DOMAINS), 2.0), self.mixtures)
         random = [dict(zip(DOMAINS, map(float, row), strict=True)) for row in drawn]
         tried = [result["mean"] for result in grid.fill({"amounts": _scaled(row, self.target)} for row in random)]
@@ -250,6 +253,28 @@ class AutoScale(Recipe):
         error = logs.std(axis=0, ddof=1) / repeats**0.5 if repeats > 1 else np.zeros(len(DOMAINS))
         noise = dict(zip(DOMAINS, map(float, error), strict=True))
         return Optimum({d: x * share for d, x in best.items()}, bases[0], floored, saturated, noise, notes)
+
+    def regmix(self, grid: RunGrid, trial: int) -> dict[str, float]:
+        """The mixture that random ones at the smaller budget predict to be best; as many runs as DDO takes there.
+
+        The loss is a quadratic in the logarithm of each domain's share, without cross terms, by least squares.
+        """
+        import numpy as np
+
+        def features(shares: np.ndarray) -> np.ndarray:
+            logs = np.log(np.maximum(shares, 1e-3))
+            return np.concatenate([np.ones((len(shares), 1)), logs, logs**2], axis=1)
+
+        random = rng(self.seed, "regmix", trial)
+        shares = random.dirichlet(np.full(len(DOMAINS), 2.0), (len(FACTORS) * len(DOMAINS) + 1) * self.repeats)
+        runs = [
+            {"amounts": _scaled(dict(zip(DOMAINS, map(float, row), strict=True)), self.budgets[0])} for row in shares
+        ]
+        losses = np.array([result["mean"] for result in grid.fill(runs)])
+        weights = np.linalg.lstsq(features(shares), losses, rcond=None)[0]
+        rated = random.dirichlet(np.full(len(DOMAINS), 2.0), CANDIDATES)
+        best = rated[np.argsort(features(rated) @ weights)[:AVERAGED]].mean(axis=0)
+        return dict(zip(DOMAINS, map(float, best), strict=True))
 
     def train(
         self, data: Mapping[str, tuple[list[str], list[str]]], amounts: Mapping[str, float], order: int = 0

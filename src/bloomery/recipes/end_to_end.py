@@ -68,6 +68,8 @@ class EndToEnd(Recipe):
     """Pages to crawl at most."""
     crawl_order: Literal["breadth", "quality"] = "breadth"
     """`quality` crawls in rounds by a classifier's score, as Craw4LLM (embedded web only); matters below all pages."""
+    curation: Literal["usual", "dclm"] = "usual"
+    """`dclm` takes DCLM-Baseline's page and line rules and Bloom-filter deduplication of paragraphs instead of ours."""
     keep: float = 0.8
     """Share of the documents left after filters and deduplication that the quality score keeps."""
     vocab_size: int = 2_048
@@ -192,7 +194,7 @@ class EndToEnd(Recipe):
             return crawl([url], pages, config, scorer=scorer, quiet=quiet, **settings).to_dict()
 
     def curate(self, inputs: Inputs, folder: Path, scorer_folder: Path, quiet: bool) -> dict[str, Any]:
-        """Main text only, then language, heuristics, duplicates, quality score: the order of DCLM-Baseline."""
+        """Main text only, then language, heuristics, duplicates, quality score: in the order of DCLM-Baseline."""
         from bloomery import corpus
 
         steps = [inputs.split(self.seed), *self.filters()]
@@ -207,6 +209,8 @@ class EndToEnd(Recipe):
         """Curation without the quality score."""
         from bloomery import corpus
 
+        if self.curation == "dclm":
+            return corpus.preset("dclm")
         local = [corpus.Language(), corpus.Length(), corpus.Symbols(), corpus.Repetition()]
         return [*local, corpus.ExactDedup(), corpus.NearDedup()]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html as entities
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -41,8 +42,9 @@ _ANCHOR_END = re.compile(r"</?a\b", re.IGNORECASE)
 _ANY_TAG = re.compile(r"<[^<>]*>")
 _WHITE = re.compile(r"\s+")
 _LANGUAGE = re.compile(r"<html\s[^<>]*?\blang\s*=\s*[\"']?([A-Za-z][A-Za-z0-9-]{1,20})", re.IGNORECASE)
-_HIGH_LISTS = "body > p + ul, body > * > p + ul, body > * > * > p + ul"
-_TOO_DEEP = " > ".join(["*"] * MAX_DEPTH)
+_HIGH_LISTS = ("body > p + ul", "body > * > p + ul", "body > * > * > p + ul")
+_TOO_DEEP = " > ".join([*["*"] * (MAX_DEPTH - 1), ":first-child"])  # where an element is, its parent's first child is
+_ODD = ", ".join((*_HIGH_LISTS, _TOO_DEEP))  # one walk through the tree, which costs more than the comparisons
 
 
 class Anchor(NamedTuple):
@@ -147,20 +149,33 @@ def _text(html: str, tree: Any, mode: Mode) -> str:
     if tree.body is None:
         return ""
     plain = require("resiliparse.extract.html2text", "web").extract_plain_text
-    if mode == "main":
-        _lower_lists(tree)
-    if mode == "full" or tree.document.query_selector(_TOO_DEEP) is not None:
+    if mode == "full":
         return str(plain(tree, main_content=False, noscript=True))
+    lists = []
+    for element in tree.document.query_selector_all(_ODD):
+        if not _is_high(element):
+            return str(plain(tree, main_content=False, noscript=True))
+        lists.append(element)
+    _lower(lists, tree)
     return str(plain(tree, main_content=True, alt_texts=False, comments=False))
 
 
-def _lower_lists(tree: Any) -> None:
+def _is_high(element: Any) -> bool:
+    """Whether the body is at most three elements above."""
+    for _ in range(3):
+        element = element.parent
+        if element.tag == "body":
+            return True
+    return False
+
+
+def _lower(lists: list[Any], tree: Any) -> None:
     """Wrap the lists that follow a paragraph close to the body in elements without meaning.
 
     Resiliparse takes every bullet list less than three elements below the body for the site's navigation. On pages of
     simple markup that is where the text is, and a list that continues a paragraph is text.
     """
-    for bullets in tree.document.query_selector_all(_HIGH_LISTS):
+    for bullets in lists:
         outer = inner = tree.create_element("div")
         for _ in range(2):
             inner = inner.append_child(tree.create_element("div"))
@@ -177,24 +192,23 @@ def without_surrogates(html: str) -> str:
     return html
 
 
-def _has_long_tag(html: str) -> bool:
-    """Whether MAX_TAG characters follow one another without a ">"."""
+def _long_pieces(html: str) -> Iterator[str]:
+    """What stands between two ">" where it is longer than MAX_TAG characters."""
     start = 0
     while start + MAX_TAG < len(html):
-        last = html.rfind(">", start, start + MAX_TAG)
-        if last < 0:
-            return True
-        start = last + 1
-    return False
+        end = html.rfind(">", start, start + MAX_TAG + 1)
+        if end < 0:
+            end = html.find(">", start + MAX_TAG + 1)
+            end = len(html) if end < 0 else end
+            yield html[start:end]
+        start = end + 1
 
 
 def refuse_hostile(html: str) -> None:
     """Raise `DataError` for a page that is too large or has tags that a parser takes quadratic time for."""
     if len(html) > MAX_CHARS:
         raise DataError(f"a page of {len(html):,} characters", fix=f"at most {MAX_CHARS:,} are extracted")
-    if _has_long_tag(html):
-        for piece in html.split(">"):
-            if len(piece) > MAX_TAG:
-                opening = re.search(r"<[A-Za-z]", piece)
-                if opening and len(piece[opening.start() :].split(None, MAX_ATTRIBUTES)) > MAX_ATTRIBUTES:
-                    raise DataError(f"a tag with more than {MAX_ATTRIBUTES:,} attributes")
+    for piece in _long_pieces(html):
+        opening = re.search(r"<[A-Za-z]", piece)
+        if opening and len(piece[opening.start() :].split(None, MAX_ATTRIBUTES)) > MAX_ATTRIBUTES:
+            raise DataError(f"a tag with more than {MAX_ATTRIBUTES:,} attributes")

@@ -61,13 +61,14 @@ class Fetcher:
         connect_timeout: float = 10.0,
         timeout: float = 60.0,
         resolver: Any = None,
+        accept: str = "text/html,application/xhtml+xml,text/plain;q=0.8,*/*;q=0.1",
     ) -> None:
         self._aiohttp = require("aiohttp", "web")
         self._guard, self._max_bytes, self._resolver = guard, max_bytes, resolver
         self._timeout = self._aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
         self._headers = {
             "User-Agent": user_agent,
-            "Accept": "text/html,application/xhtml+xml,text/plain;q=0.8,*/*;q=0.1",
+            "Accept": accept,
             "Accept-Encoding": "gzip, deflate, br",
         }
 

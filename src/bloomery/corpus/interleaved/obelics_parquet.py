@@ -36,16 +36,49 @@ SCHEMA = pa.schema(
 )
 
 
+class ObelicsWriter:
+    """Writes documents in this layout to an open file; use in a `with`."""
+
+    def __init__(self, file: Any) -> None:
+        self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd")
+        self._waiting: list[dict[str, Any]] = []
+
+    def __enter__(self) -> ObelicsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self._flush(1)
+        self._writer.close()
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Add documents."""
+        self._waiting += _rows(batch)
+        self._flush(ROW_GROUP)
+
+    def _flush(self, least: int) -> None:
+        while len(self._waiting) >= least:
+            rows, self._waiting = self._waiting[:ROW_GROUP], self._waiting[ROW_GROUP:]
+            self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+
 def write_obelics(path: Path | str, batches: Iterable[pa.RecordBatch]) -> int:
     """Write documents in this layout to one file, all of them or none; returns how many."""
     count = 0
-    with atomic_file(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    with atomic_file(path) as file, ObelicsWriter(file) as writer:
         for batch in batches:
-            for start in range(0, batch.num_rows, ROW_GROUP):
-                rows = _rows(batch.slice(start, ROW_GROUP))
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-                count += len(rows)
+            writer.write_batch(batch)
+            count += batch.num_rows
     return count
+
+
+def is_obelics(path: Path | str) -> bool:
+    """Whether a Parquet file has this layout."""
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError):  # whoever reads it says what is wrong
+        return False
+    return "texts" in names and "images" in names and "parts" not in names
 
 
 def read_obelics(path: Path | str) -> Iterator[pa.RecordBatch]:

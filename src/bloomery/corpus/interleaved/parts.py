@@ -22,6 +22,7 @@ from bloomery.core.errors import DataError
 from bloomery.corpus.documents import SCHEMA, content_id
 
 IMAGE_TOKEN = "<image>"
+END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # a paragraph: where a page concatenates articles
 
 
 @dataclass(frozen=True)

@@ -34,29 +34,46 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 _OURS = ("texts", "images", "image_metadata", "url", "id")
 
 
+class WebDatasetWriter:
+    """Writes documents to an open file; use in a `with`. `counts`: documents and images, and images left out."""
+
+    def __init__(self, file: Any) -> None:
+        self._image_module = require("PIL.Image", "interleave")
+        self._archive = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.counts = {"documents": 0, "images": 0, "left_out": 0}
+
+    def __enter__(self) -> WebDatasetWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._archive.close()
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Add documents."""
+        names, urls = batch.column("id").to_pylist(), batch.column("url").to_pylist()
+        metas = batch.column("meta").to_pylist()
+        for name, url, meta, parts in zip(names, urls, metas, parts_of(batch), strict=True):
+            frames, sample = _sample(parts, self._image_module)
+            key = name if _KEY.fullmatch(name) else xxhash.xxh3_128_hexdigest(name.encode())
+            record = {**sample, "url": url, "id": name, **{k: v for k, v in meta or () if k not in _OURS}}
+            _add(self._archive, f"{key}.json", json.dumps(record).encode())
+            if frames:
+                buffer = io.BytesIO()
+                frames[0].save(
+                    buffer, "TIFF", save_all=True, append_images=frames[1:], compression="tiff_adobe_deflate"
+                )
+                _add(self._archive, f"{key}.tiff", buffer.getvalue())
+            self.counts["documents"] += 1
+            self.counts["images"] += len(frames)
+            self.counts["left_out"] += sum(part.is_image for part in parts) - len(frames)
+
+
 def write_webdataset(path: Path | str, batches: Iterable[pa.RecordBatch]) -> dict[str, int]:
     """Write documents to one tar file; returns how many documents and images were written and images left out."""
-    image_module = require("PIL.Image", "interleave")
-    counts = {"documents": 0, "images": 0, "left_out": 0}
-    with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with atomic_file(path) as file, WebDatasetWriter(file) as writer:
         for batch in batches:
-            names, urls = batch.column("id").to_pylist(), batch.column("url").to_pylist()
-            metas = batch.column("meta").to_pylist()
-            for name, url, meta, parts in zip(names, urls, metas, parts_of(batch), strict=True):
-                frames, sample = _sample(parts, image_module)
-                key = name if _KEY.fullmatch(name) else xxhash.xxh3_128_hexdigest(name.encode())
-                record = {**sample, "url": url, "id": name, **{k: v for k, v in meta or () if k not in _OURS}}
-                _add(archive, f"{key}.json", json.dumps(record).encode())
-                if frames:
-                    buffer = io.BytesIO()
-                    frames[0].save(
-                        buffer, "TIFF", save_all=True, append_images=frames[1:], compression="tiff_adobe_deflate"
-                    )
-                    _add(archive, f"{key}.tiff", buffer.getvalue())
-                counts["documents"] += 1
-                counts["images"] += len(frames)
-                counts["left_out"] += sum(part.is_image for part in parts) - len(frames)
-    return counts
+            writer.write_batch(batch)
+    return writer.counts
 
 
 def read_webdataset(path: Path | str) -> Iterator[pa.RecordBatch]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloomery.core.errors import require
+from bloomery.corpus.interleaved.parts import END_OF_DOCUMENT
 from bloomery.web.interleave.html_media import Attributes, image_source
 
-END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"  # where a page concatenates articles
 BREAK = "#BR_TAG#"
 SPECIAL_DIVS = frozenset({"footer", "header", "navigation", "nav", "navbar", "menu"})
 

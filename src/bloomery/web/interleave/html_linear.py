@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from bloomery.corpus.interleaved import Part
-from bloomery.web.interleave.html_dom import BREAK, END_OF_DOCUMENT, INLINE, MEDIA, is_special
+from bloomery.corpus.interleaved.parts import END_OF_DOCUMENT, Part
+from bloomery.web.interleave.html_dom import BREAK, INLINE, MEDIA, is_special
 from bloomery.web.interleave.html_media import image_info, join, reference_info
 
 # Strength of a separator: nothing, a space, a line end, a blank line.
