@@ -13,6 +13,7 @@ All ranks call all methods together.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import time
@@ -136,7 +137,7 @@ class TorchCheckpointing:
         patient = CheckpointProcessConfig(subprocess_init_timeout_secs=300)
         background = AsyncCheckpointSaverConfig(process_config=patient)
         self.sync, self.background = (
-            CheckpointManager(CheckpointManager.Config(save=how, storage_config=place))
+            CheckpointManager(CheckpointManager.Config(save=how, storage_config=place, subprocess_init_fn=_calm))
             for how in (SyncCheckpointSaverConfig(), background)
         )
 
@@ -236,6 +237,11 @@ def discard(path: Path) -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
     dist.barrier()
+
+
+def _calm(*_: Any) -> None:
+    """Keep a remark about torch.compile out of the terminal, in the process that writes."""
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 
 def _flush(path: Path) -> None:
