@@ -313,7 +313,9 @@ def _rounds(
     mine = np.flatnonzero(owner == ranks.rank)
     window = int(np.clip(chunks.nbytes[mine].sum() // 64, *WINDOW))
     windows = list(spans(chunks, mine, window, GAP))
-    rounds = ranks.extremes(len(windows))[1]
+    sharing = ranks.extremes(max(map(len, requests)))[1] > 0  # else nobody waits for anybody on the way
+    rounds = ranks.extremes(len(windows))[1] if sharing else len(windows)
+    failed: BaseException | None = None
     incoming = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
 
     with ThreadPoolExecutor(READERS) as readers:
@@ -326,7 +328,6 @@ def _rounds(
 
         ahead = deque(readers.submit(work, rows) for rows in windows[:READERS])
         for number in range(rounds):
-            failed: BaseException | None = None
             outgoing: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
             if number < len(windows):
                 try:
@@ -337,11 +338,14 @@ def _rounds(
                     outgoing = [_cut_out(manifest, rows, views) for rows in requests]
                 except Exception as error:
                     failed = error
-            ranks.agree(explained(failed, to.path))
-            if ranks.world > 1:
+            if sharing:
+                ranks.agree(explained(failed, to.path))
                 for sender, content in enumerate(ranks.exchange(outgoing)):
                     report.bytes_received += len(content)
                     _take(manifest, plan, targets, incoming[sender], content)
+            elif failed:
+                break
+    ranks.agree(explained(failed, to.path))
 
 
 def _extent(chunks: Chunks, rows: np.ndarray) -> tuple[int, int]:
