@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
@@ -144,6 +147,16 @@ def test_shapes_of_state(tmp_path: Path, flat_optimizer: bool) -> None:
     assert same(optimizer.state_dict(), second[1].state_dict())
 
 
+def test_a_module_without_submodules_is_known_by_its_optimiser(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    state = {"net": model, "optim": torch.optim.SGD(model.parameters(), lr=0.1), "plain": {"x": torch.ones(1)}}
+    checkpoint.save(tmp_path / "a", {**state, "none": {}})
+    export_dcp(tmp_path / "a", tmp_path / "dcp")
+    manifest = import_dcp(tmp_path / "dcp", tmp_path / "b")
+    assert manifest.values["net"] == {"kind": "module"}
+    assert checkpoint.diff(tmp_path / "a", tmp_path / "b").values == {"none": "missing"}  # DCP has no empty ones
+
+
 def test_keys_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     manifest = import_dcp(folder, tmp_path / "ours", skip=["optim.*", "loader*"])
     assert {name.partition("/")[0] for name in manifest.index} == {"model"}
@@ -185,3 +198,19 @@ def test_a_flipped_bit_is_found(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
         import_dcp(folder, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_metadata_is_read_or_refused(folder: Path, tmp_path_factory, data: st.DataObject) -> None:
+    """Whatever became of the pickle, the worst that comes out is one line."""
+    content = bytearray((folder / ".metadata").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    other = tmp_path_factory.mktemp("damaged")
+    (other / ".metadata").write_bytes(content)
+    for file in folder.glob("*.distcp"):
+        (other / file.name).hardlink_to(file)
+    with contextlib.suppress(CheckpointError):
+        import_dcp(other, other / "ours")

@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,25 @@ def test_short_writes_and_slowness_are_no_faults(tmp_path: Path) -> None:
         to = FaultyStorage(LocalStorage(tmp_path / str(at)), latency=0.001, at=at, kind="short")
         agreed(1, lambda comm, to=to: save(to, comm, 1.0))
         assert holds(to, 1, 1.0)
+
+
+def test_training_does_not_wait_for_a_slow_place_but_the_next_save_does() -> None:
+    slow = FaultyStorage(MemoryStorage("c", disk := Disk()), latency=0.15)
+    saver = Saver()
+    begin = time.perf_counter()
+    handle = agreed(1, lambda comm: save(slow, comm, 1.0, saver, asynchronous=True))[0]
+    stalled = time.perf_counter() - begin
+    assert handle.staged.done()
+    assert not handle.committed.done()
+    assert "c" not in disk.checkpoints
+    agreed(1, lambda comm: save(MemoryStorage("d", disk), comm, 2.0, saver, asynchronous=True))
+    assert handle.committed.done()
+    assert time.perf_counter() - begin > 0.15 * (slow.operations - 1)
+    assert stalled < 0.15 * slow.operations / 2  # begin is waited for, as is the lock of a place
+    handle.wait()
+    saver.finish()
+    assert holds(MemoryStorage("c", disk), 1, 1.0)
+    assert holds(MemoryStorage("d", disk), 1, 2.0)
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)

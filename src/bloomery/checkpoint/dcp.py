@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -92,9 +92,12 @@ def import_dcp(
         name: torch.empty(meta.shape, dtype=dtype_named(meta.dtype), device="meta")
         for name, meta in told.tensors.items()
     }
-    flat = _named(_nested({**marks, **objects}, told.paths, key), optimizer, folder)
-    ours = {id(mark): name for name, mark in flat.tensors.items()}
-    names = {theirs: ours[id(mark)] for theirs, mark in marks.items()}
+    try:
+        flat = _named(_nested({**marks, **objects}, told.paths, key), optimizer, folder)
+        ours = {id(mark): name for name, mark in flat.tensors.items()}
+        names = {theirs: ours[id(mark)] for theirs, mark in marks.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"its items do not make one state: {error!r:.120}", where=folder / METADATA) from error
     tensors = [TensorMeta(names[name], meta.dtype, meta.shape) for name, meta in told.tensors.items()]
     ordered = sorted((item for item in told.items if item.box is not None), key=lambda item: (item.file, item.offset))
     files = {name: i for i, name in enumerate(dict.fromkeys(item.file for item in ordered))}
@@ -186,13 +189,14 @@ def _parsed(root: Any) -> _Folder:
         name, place = index.state["fqn"], info.state
         if info.callee != f"{_FILE}._StorageInfo" or place.get("transform_descriptors"):
             raise ValueError(f"{name} is stored in a way of its own")
-        if Path(place["relative_path"]).name != place["relative_path"]:
+        if Path(place["relative_path"]).name != place["relative_path"] or "\0" in place["relative_path"]:
             raise ValueError(f"{name} lies outside the folder")
+        begin, length = _size((place["offset"], place["length"]))
         box = None
         if name in found.tensors:
             offset = _size(index.state.get("offset") or (0,) * len(found.tensors[name].shape))
             box = Box(offset, chunks[name][offset])
-        found.items.append(_Item(name, place["relative_path"], place["offset"], place["length"], box))
+        found.items.append(_Item(name, place["relative_path"], begin, length, box))
     found.paths = {name: tuple(path) for name, path in _items(root.state.get("planner_data") or {})}
     return found
 
@@ -288,13 +292,19 @@ def _child(container: Any, step: str | int, new: Any) -> Any:
 def _named(state: Mapping[str, Any], optimizer: str | None, where: Path) -> Flat:
     """Our names for a nested state: modules, optimisers and values told by their shape."""
     flat = Flat()
+    optimised = {
+        parameter
+        for value in state.values()
+        for group in (_as_optimizer(value) or ({}, []))[1]
+        for parameter in group["params"]
+    }
     for key, value in state.items():
         if "/" in key or key.startswith("$"):
             raise CheckpointError(f"{key!r} cannot be a key of a checkpoint", where=where, fix=f"skip '{key}*'")
         groups = _as_optimizer(value)
         if groups is not None:
             _name_optimizer(flat, key, *groups, optimizer or _class_of(groups[1]))
-        elif _as_module(value):
+        elif _as_module(value, optimised):
             flat.values[key] = {"kind": "module"}
             for name, item in value.items():
                 if isinstance(item, torch.Tensor):
@@ -306,19 +316,20 @@ def _named(state: Mapping[str, Any], optimizer: str | None, where: Path) -> Flat
     return flat
 
 
-def _as_module(value: Any) -> bool:
-    """Flat names, of which all but extra states are tensors."""
-    return isinstance(value, dict) and any("." in name for name in value) and all(
-        isinstance(item, torch.Tensor) or name.endswith("_extra_state") for name, item in value.items()
-    )  # fmt: skip
+def _as_module(value: Any, optimised: Collection[str] = ()) -> bool:
+    """Flat names, some with dots or of optimised parameters, of which all but extra states are tensors."""
+    if not isinstance(value, dict) or not any("." in name or name in optimised for name in value):
+        return False
+    return all(isinstance(item, torch.Tensor) or name.endswith("_extra_state") for name, item in value.items())
 
 
 def _as_optimizer(value: Any) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]] | None:
     """(state by parameter, groups) where a value is the state of an optimiser, nested or flattened; else None."""
     if not isinstance(value, dict):
         return None
-    if isinstance(value.get("param_groups"), list):
-        return dict(value.get("state", {})), value["param_groups"]
+    groups = value.get("param_groups")
+    if isinstance(groups, list) and all(isinstance(group, dict) and "params" in group for group in groups):
+        return dict(value.get("state", {})), groups
     options = {name.removeprefix("param_groups."): v for name, v in value.items() if name.startswith("param_groups.")}
     if not options or not all(name.startswith(("param_groups.", "state.")) for name in value):
         return None
@@ -331,7 +342,7 @@ def _as_optimizer(value: Any) -> tuple[dict[str, dict[str, Any]], list[dict[str,
     for name, item in options.items():
         parameter, _, option = name.rpartition(".")
         by_parameter.setdefault(parameter, {})[option] = item
-    groups: list[dict[str, Any]] = []
+    groups = []
     for parameter, its in by_parameter.items():
         known = next((group for group in groups if {**group, "params": 0} == {**its, "params": 0}), None)
         if known is None:

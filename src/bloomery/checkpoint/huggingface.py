@@ -2,7 +2,7 @@
 
 Of a checkpoint one module is written, under the names that its parameters have: `from_pretrained` finds what it expects
 where the module was a transformers model. (A `bloomery` decoder has other names: `models.save_pretrained` maps them.)
-Memory stays at one output file on the way out, at some tens of megabytes on the way in.
+Memory stays at one output file on the way out, at a batch of some tens of megabytes on the way in.
 """
 
 from __future__ import annotations

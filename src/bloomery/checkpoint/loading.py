@@ -28,6 +28,7 @@ from bloomery.checkpoint.boxes import Box, overlaps
 from bloomery.checkpoint.comm import Comm, comm
 from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, lazy, pieces, row_bytes
 from bloomery.checkpoint.manifest import MANIFEST, TABLE, Chunks, Manifest, load_manifest, padded, parse, spans
+from bloomery.checkpoint.planner import widened
 from bloomery.checkpoint.saving import explained, finish
 from bloomery.checkpoint.state import Wanted, want
 from bloomery.checkpoint.storage import Storage, storage
@@ -247,9 +248,8 @@ def _plan(manifest: Manifest, tensors: Mapping[str, Tensorlike], targets: list[_
                 raise CheckpointError(
                     f"damaged checkpoint: {meta.name} is not stored as a whole: {piece.box} has holes"
                 )
-            pad = ((0, 0), (0, d - ndim))
             number = np.full(len(hit), len(targets))
-            columns.append((hit + at.start, number, np.pad(start, pad), np.pad(size, pad, constant_values=1)))
+            columns.append((hit + at.start, number, widened(start, d, 0), widened(size, d, 1)))
             targets.append(_Target(piece, dtype_named(meta.dtype)))
     empty = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, d), np.int64), np.zeros((0, d), np.int64)
     chunk, target, start, size = (np.concatenate(c) for c in zip(empty, *columns, strict=True))

@@ -16,6 +16,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class Chunks:
         """The rows of one tensor."""
         return slice(*np.searchsorted(self.tensor, [tensor, tensor + 1]).tolist())
 
+    def by_tensor(self) -> Chunks:
+        """The same rows in the order of tensors."""
+        order = np.lexsort((self.offset, self.file, self.tensor))
+        return Chunks(**{name: column[order] for name, column in vars(self).items()})
+
     def box(self, row: int, ndim: int) -> Box:
         """The box of one chunk of a tensor with `ndim` axes."""
         return Box(tuple(self.start[row, :ndim].tolist()), tuple(self.size[row, :ndim].tolist()))
@@ -84,6 +90,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         self.index = {meta.name: i for i, meta in enumerate(self.tensors)}
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """Names of values that belong to one rank or one part (`PerRank`, `Rows`)."""
+        return [name for name, value in self.values.items() if value["kind"] == "part"]
 
     @property
     def nbytes(self) -> int:

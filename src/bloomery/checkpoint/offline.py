@@ -22,8 +22,7 @@ from bloomery.checkpoint.comm import Comm
 from bloomery.checkpoint.layout import Shard, Shards, dtype_named, row_bytes
 from bloomery.checkpoint.loading import read_manifest, read_tensors
 from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, TensorMeta, padded
-from bloomery.checkpoint.planner import CHUNK_BYTES, FILE_BYTES, _check_cover
-from bloomery.checkpoint.saving import _by_tensor
+from bloomery.checkpoint.planner import CHUNK_BYTES, FILE_BYTES, check_cover
 from bloomery.checkpoint.storage import Storage, storage, write_all
 from bloomery.core.errors import CheckpointError
 
@@ -101,7 +100,7 @@ def write(
     try:
         rows, files, ranks = _written(to, draft, {meta.name: i for i, meta in enumerate(tensors)}, tensors, parts)
         chunks = _table(rows, max((len(meta.shape) for meta in tensors), default=0))
-        _check_cover(list(tensors), chunks.tensor, chunks.start, chunks.size)
+        check_cover(list(tensors), chunks.tensor, chunks.start, chunks.size)
         about = {
             "bloomery": bloomery.__version__, "torch": torch.__version__, "world": world,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -144,7 +143,7 @@ def _written(
                 raise CheckpointError(f"{name} {box} should be {meta.dtype}, and its data is {found}", where=to.path)
             assert file is not None
             for chunk in split(box, max(1, CHUNK_BYTES // data.element_size())):
-                content = row_bytes(data[chunk.within(box)]).data
+                content = row_bytes(data[chunk.within(box)].detach()).data
                 check = xxhash.xxh3_64(content)
                 padding = bytes(padded(len(content)) - len(content))
                 check.update(padding)
@@ -171,7 +170,7 @@ def _table(rows: Sequence[tuple[int, Box, int, int, int, int]], d: int) -> Chunk
         start[i, : len(box.start)], size[i, : len(box.size)] = box.start, box.size
     tensor, nbytes, file, offset = (np.array([row[i] for row in rows], np.int64) for i in (0, 2, 3, 4))
     checksum = np.array([row[5] for row in rows], np.uint64)
-    return _by_tensor(Chunks(tensor, start, size, nbytes, file, offset, checksum))
+    return Chunks(tensor, start, size, nbytes, file, offset, checksum).by_tensor()
 
 
 def local_folder(path: Place, what: str) -> Path:

@@ -144,13 +144,13 @@ def merge(plans: Sequence[LocalPlan]) -> tuple[list[np.ndarray], list[TensorMeta
     d = max((plan.start.shape[1] for plan in plans), default=0)
     tensors, numbers = _common_tensors(plans)
     tensor = np.concatenate([number[plan.tensor] for plan, number in zip(plans, numbers, strict=True)]).astype(np.int64)
-    start = np.concatenate([_wide(plan.start, d, 0) for plan in plans])
-    size = np.concatenate([_wide(plan.size, d, 1) for plan in plans])
+    start = np.concatenate([widened(plan.start, d, 0) for plan in plans])
+    size = np.concatenate([widened(plan.size, d, 1) for plan in plans])
     nbytes = np.concatenate([plan.nbytes for plan in plans])
     rank = np.repeat(np.arange(len(plans)), [len(plan.tensor) for plan in plans])
 
     kept = _writers(_identity(tensor, start, size), nbytes, rank, len(plans))
-    _check_cover(tensors, tensor[kept], start[kept], size[kept])
+    check_cover(tensors, tensor[kept], start[kept], size[kept])
     begins = np.cumsum([0, *(len(plan.tensor) for plan in plans)])
     bounds = np.searchsorted(kept, begins)
     rows = [kept[a:b] - begin for a, b, begin in zip(bounds, bounds[1:], begins, strict=False)]
@@ -205,7 +205,8 @@ def _writers(identity: np.ndarray, nbytes: np.ndarray, rank: np.ndarray, world: 
     return np.sort(np.concatenate([alone, chosen]))
 
 
-def _check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarray, size: np.ndarray) -> None:
+def check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarray, size: np.ndarray) -> None:
+    """Raise a `CheckpointError` that names a tensor and a box, unless the boxes tile every tensor exactly."""
     order = np.argsort(tensor, kind="stable")
     edges = np.searchsorted(tensor[order], np.arange(len(tensors) + 1))
     for number, meta in enumerate(tensors):
@@ -219,8 +220,9 @@ def _check_cover(tensors: list[TensorMeta], tensor: np.ndarray, start: np.ndarra
             raise CheckpointError(f"{meta.name} of shape {list(meta.shape)}: {box} {text}")
 
 
-def _wide(boxes: np.ndarray, d: int, fill: int) -> np.ndarray:
-    return np.pad(boxes, ((0, 0), (0, d - boxes.shape[1])), constant_values=fill)
+def widened(boxes: np.ndarray, d: int, fill: int) -> np.ndarray:
+    """Columns of boxes (n, axes) with as many more of `fill` as there are to be d."""
+    return boxes if boxes.shape[1] == d else np.pad(boxes, ((0, 0), (0, d - boxes.shape[1])), constant_values=fill)
 
 
 def place(nbytes: np.ndarray, file_bytes: int = FILE_BYTES) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -300,8 +302,8 @@ def lay_out(
     pairs = list(zip(plans, rows, strict=True))
     return Chunks(
         tensor,
-        np.concatenate([_wide(plan.start[kept], d, 0) for plan, kept in pairs]),
-        np.concatenate([_wide(plan.size[kept], d, 1) for plan, kept in pairs]),
+        np.concatenate([widened(plan.start[kept], d, 0) for plan, kept in pairs]),
+        np.concatenate([widened(plan.size[kept], d, 1) for plan, kept in pairs]),
         np.concatenate([plan.nbytes[kept] for plan, kept in pairs]),
         np.concatenate(file),
         np.concatenate(offset),

@@ -24,7 +24,7 @@ def reshard(
     """Write the checkpoint `path` as `out`, cut for `ranks` ranks along `axis`, as FSDP2 and `torch.chunk` cut.
 
     Rank r's part of all tensors lies in `data/<r>-….bin`, in the order of the tensors; those without that axis go whole
-    to the rank that has the least. One process does it, with some tens of megabytes in memory; values, tied names
+    to the rank that has the least. One process does it, with a few hundred megabytes in memory; values, tied names
     and every bit of the tensors stay.
 
     Raises:

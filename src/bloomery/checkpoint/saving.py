@@ -28,7 +28,7 @@ import xxhash
 import bloomery
 from bloomery.checkpoint.comm import Comm, comm, forget
 from bloomery.checkpoint.layout import bits, row_bytes
-from bloomery.checkpoint.manifest import DATA, TABLE, Chunks, Manifest, padded
+from bloomery.checkpoint.manifest import DATA, TABLE, Manifest, padded
 from bloomery.checkpoint.planner import Planner, SavePlan, views
 from bloomery.checkpoint.state import Flat, flatten
 from bloomery.checkpoint.storage import Storage, storage, write_all
@@ -237,7 +237,7 @@ class _Write:
             "bloomery": bloomery.__version__, "torch": torch.__version__, "world": len(parts),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }  # fmt: skip
-        manifest, table = Manifest(self.plan.tensors, _by_tensor(chunks), files, values, aliases, ranks, about).dump()
+        manifest, table = Manifest(self.plan.tensors, chunks.by_tensor(), files, values, aliases, ranks, about).dump()
         with self.to.create(self.draft, TABLE) as file:
             write_all(file, memoryview(table))
         if self.to.size(self.draft, TABLE) != len(table):
@@ -307,11 +307,6 @@ def _merged(told: list[Any]) -> tuple[dict[str, Any], dict[str, str]]:
             owner.setdefault(name, rank)
         aliases |= its_aliases
     return values, aliases
-
-
-def _by_tensor(chunks: Chunks) -> Chunks:
-    order = np.lexsort((chunks.offset, chunks.file, chunks.tensor))
-    return Chunks(**{name: column[order] for name, column in vars(chunks).items()})
 
 
 def _check_room(to: Storage, plan: SavePlan) -> None:

@@ -225,6 +225,7 @@ def _want_module(
     if key in manifest.values:
         wanted.claimed.add(key)
     kept: dict[Any, str] = {}  # memory -> the name in the checkpoint that fills it
+    used: set[str] = set()
     for name, value in module_tensors(module):
         full = f"{key}/{name}"
         if not isinstance(value, torch.Tensor):
@@ -243,8 +244,9 @@ def _want_module(
                     wanted.claimed.add(source)
                     continue
                 wanted.wrong.append(f"{inner} is tied to {other} in the model only")
-            if not others and source in kept.values():
+            if not others and source in used:
                 wanted.ties.append(f"{inner} is tied to {source} in the checkpoint only")
+            used.add(source)
             kept |= dict.fromkeys(_memory(tensor), source)
             _want_tensor(inner, tensor, manifest, wanted, cast)
         _check_classes(classes, manifest, wanted)
@@ -407,7 +409,7 @@ def _tree(
     rank: int, world: int, cast: bool,
 ) -> Callable[[], Any]:  # fmt: skip
     """A function that gives the value of `name` once tensors are read: in the tensors of `like` where they fit."""
-    parts = [path for path, part in manifest.values.items() if part["kind"] == "part" and path.startswith(f"{name}/")]
+    parts = [path for path in manifest.parts if path.startswith(f"{name}/")]
     plain = {path: manifest.values[path]["tree"] for path in parts} | {name: record["tree"]}
     wanted.claimed |= set(parts)
     if parts:

@@ -15,6 +15,8 @@ from bloomery.core.errors import CheckpointError, ConfigError, nearest
 if TYPE_CHECKING:
     from bloomery.checkpoint import Storage
 
+SHOWN = 40  # differences in a table
+
 ABOUT = """Look at checkpoints, check them, rewrite them, take them to other formats and back.
 
 Commands:
@@ -261,7 +263,9 @@ def diff(argv: Sequence[str]) -> int:
     ]
     rows += [(name, "value", what) for name, what in found.values.items()]
     if rows:
-        print_table(("name", "differs in", "how"), rows)
+        print_table(("name", "differs in", "how"), rows[:SHOWN])
+    if len(rows) > SHOWN:
+        print(f"and {len(rows) - SHOWN:,} more (--json lists all)")
     print(f"{found.equal:,} tensors are equal" + ("" if rows else ", and so is everything else"))
     return int(bool(found))
 
