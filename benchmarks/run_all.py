@@ -32,6 +32,7 @@ PEERS = {
     "serving": False,
     "moe": False,
     "loss": False,
+    "checkpoint": False,
 }  # whether the peer has its own interpreter
 HEAD = """# Benchmarks
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -313,7 +314,8 @@ def _rounds(
     mine = np.flatnonzero(owner == ranks.rank)
     window = int(np.clip(chunks.nbytes[mine].sum() // 64, *WINDOW))
     windows = list(spans(chunks, mine, window, GAP))
-    rounds = ranks.extremes(len(windows))[1]
+    batches = _batches(chunks, windows, requests)
+    rounds = ranks.extremes(len(batches))[1]
     incoming = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
 
     with ThreadPoolExecutor(READERS) as readers:
@@ -325,23 +327,41 @@ def _rounds(
             return views
 
         ahead = deque(readers.submit(work, rows) for rows in windows[:READERS])
-        for number in range(rounds):
+        following = iter(windows[READERS:])
+        for batch in [*batches, *[[]] * (rounds - len(batches))]:
             failed: BaseException | None = None
             outgoing: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
-            if number < len(windows):
-                try:
+            try:
+                for rows in batch:
                     views = ahead.popleft().result()
-                    if number + READERS < len(windows):
-                        ahead.append(readers.submit(work, windows[number + READERS]))
-                    report.bytes_read += _extent(chunks, windows[number])[1]
-                    outgoing = [_cut_out(manifest, rows, views) for rows in requests]
-                except Exception as error:
-                    failed = error
+                    ahead += [readers.submit(work, more) for more in islice(following, 1)]
+                    report.bytes_read += _extent(chunks, rows)[1]
+                    for parts, asked in zip(outgoing, requests, strict=True):
+                        cut = _cut_out(manifest, asked, views)
+                        parts += cut if len(batch) == 1 else [part.copy() for part in cut]  # lets go of the window
+            except Exception as error:
+                failed = error
             ranks.agree(explained(failed, to.path))
-            if ranks.world > 1:
-                for sender, content in enumerate(ranks.exchange(outgoing)):
-                    report.bytes_received += len(content)
-                    _take(manifest, plan, targets, incoming[sender], content)
+            for sender, content in enumerate(ranks.exchange(outgoing) if ranks.world > 1 else ()):
+                report.bytes_received += len(content)
+                _take(manifest, plan, targets, incoming[sender], content)
+
+
+def _batches(chunks: Chunks, windows: list[np.ndarray], requests: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Windows between two exchanges: as many as it takes for others to want a window's worth of bytes of them."""
+    asked, d = np.zeros(len(chunks), np.int64), chunks.start.shape[1]
+    width = chunks.nbytes // np.maximum(chunks.size.prod(axis=1), 1)
+    for rows in requests:
+        np.add.at(asked, rows[:, 0], rows[:, d + 1 :].prod(axis=1) * width[rows[:, 0]])
+    batches: list[list[np.ndarray]] = [[]]
+    held = 0
+    for window in windows:
+        batches[-1].append(window)
+        held += int(asked[window].sum())
+        if held >= WINDOW[0]:
+            batches.append([])
+            held = 0
+    return batches
 
 
 def _extent(chunks: Chunks, rows: np.ndarray) -> tuple[int, int]:
@@ -454,20 +474,19 @@ def _cut_out(manifest: Manifest, asked: np.ndarray, views: Mapping[int, memoryvi
 
 
 def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray) -> None:
-    """Copy what another rank sent; `asked` are this rank's requests to it as rows of the plan."""
-    if not len(content):
-        return
-    count = int(content[:8].view(np.int64)[0])
-    at = 8 * (count + 1)
-    requests = content[8:at].view(np.int64).tolist()
-    at += -at % EVEN
-    for request in requests:
-        i = asked[request]
-        meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
-        part = _part(plan.start[i], plan.size[i], len(meta.shape))
-        end = at + part.volume * dtype_named(meta.dtype).itemsize
-        _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
+    """Copy what another rank sent, window after window; `asked` are this rank's requests to it as rows of the plan."""
+    at = 0
+    while at < len(content):
+        end = at + 8 + 8 * int(content[at : at + 8].view(np.int64)[0])
+        requests = content[at + 8 : end].view(np.int64).tolist()
         at = end + -end % EVEN
+        for request in requests:
+            i = asked[request]
+            meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
+            part = _part(plan.start[i], plan.size[i], len(meta.shape))
+            end = at + part.volume * dtype_named(meta.dtype).itemsize
+            _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
+            at = end + -end % EVEN
 
 
 def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
