@@ -361,7 +361,7 @@ def _batches(chunks: Chunks, windows: list[np.ndarray], requests: list[np.ndarra
         if held >= WINDOW[0]:
             batches.append([])
             held = 0
-    return batches
+    return [batch for batch in batches if batch]
 
 
 def _extent(chunks: Chunks, rows: np.ndarray) -> tuple[int, int]:
