@@ -165,7 +165,8 @@ def run_ours(case: str, source: Path, folder: Path, _: str) -> dict[str, Any]:
     import pyarrow as pa
 
     from bloomery.corpus import ExactDedup, Length, NearDedup, Repetition, Symbols, engine, run  # noqa: F401
-    from bloomery.corpus.fineweb import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+    from bloomery.corpus.c4 import C4Quality
+    from bloomery.corpus.fineweb import FineWebQuality, GopherQuality, GopherRepetition
     from bloomery.web import read_documents
 
     pa.set_cpu_count(1)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bloomery.core.errors import ConfigError
 from bloomery.corpus import fineweb
+from bloomery.corpus.c4 import C4Quality, count_sentences
 from bloomery.corpus.documents import from_texts, texts
-from bloomery.corpus.fineweb import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from bloomery.corpus.fineweb import FineWebQuality, GopherQuality, GopherRepetition
 from bloomery.corpus.steps import DROP
 
 PIECES = [
@@ -91,7 +92,7 @@ def naive_lines(text: str, strict: bool) -> dict[str, float]:
     lines = [line if strict else line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return {"lines": 0}
-    terminals = {chr(point) for point in fineweb._points(fineweb.TERMINALS)}
+    terminals = {chr(point) for point in fineweb.points(fineweb.TERMINALS)}
     return {
         "lines": len(lines),
         "terminated": sum(line[-1] in terminals for line in lines) / len(lines),
@@ -142,7 +143,7 @@ def test_line_shape_equals_its_definition(strict, documents):
 @given(documents=documents)
 @settings(max_examples=150)
 def test_quality_equals_its_definition(documents):
-    signs = {chr(point) for point in [*fineweb._points(fineweb.TERMINALS), *fineweb._points(fineweb.SYMBOLS)]}
+    signs = {chr(point) for point in [*fineweb.points(fineweb.TERMINALS), *fineweb.points(fineweb.SYMBOLS)]}
     for row, text in zip(measured(documents, fineweb._quality), documents, strict=True):
         words, lines = text.split(), text.splitlines()
         real = [word for word in words if set(word) - signs]
@@ -226,7 +227,7 @@ def test_without_the_rule_on_punctuation_a_line_stays():
     ],
 )
 def test_sentences_end_with_terminals(text, count):
-    assert fineweb.count_sentences(text) == count
+    assert count_sentences(text) == count
 
 
 def test_unknown_tokenizer_and_no_words_are_refused():

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from bloomery.corpus.c4 import C4Quality
 from bloomery.corpus.documents import from_texts, texts
-from bloomery.corpus.fineweb import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from bloomery.corpus.fineweb import FineWebQuality, GopherQuality, GopherRepetition
 from bloomery.corpus.steps import DROP
 from bloomery.web.archive import iterate_pages
 from bloomery.web.extract import full_text

@@ -1,9 +1,8 @@
-"""FineWeb's page rules (arXiv:2406.17557, §3): Gopher's, C4's and its own, as its pipeline, datatrove, applies them.
+"""FineWeb's page rules (arXiv:2406.17557, §3): Gopher's and its own, as datatrove, its pipeline, applies them.
 
-Left out: C4's bad words and its removal of repeated spans of three sentences. Steps decide as those of datatrove 0.10
-do, in the same order of rules; a test runs the two side by side. Where it has a quirk, `strict_reference=True` keeps it
-and the default does not; `GopherRepetition` and `GopherQuality` are always strict, because `filters.Repetition`,
-`Length` and `Symbols` are the same rules without quirks.
+C4's are in `c4`. Steps decide as those of datatrove 0.10 do, in the same order of rules; a test runs the two side by
+side. Where it has a quirk, `strict_reference=True` keeps it and the default does not; `GopherRepetition` and
+`GopherQuality` are always strict, because `filters.Repetition`, `Length` and `Symbols` are those rules without quirks.
 
 `tokenizer` says what a word is: "whitespace" (`str.split`, and a sentence ends with a word that ends in a sentence
 terminal, closing quotes and brackets aside), or "spacy", spaCy's English rules, which are datatrove's default and far
@@ -13,7 +12,6 @@ slower. Characters are code points, white space included, unlike in `filters`.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.core.errors import ConfigError, nearest, require
-from bloomery.corpus.documents import texts, with_texts
+from bloomery.corpus.documents import texts
 from bloomery.corpus.filters import STOP_WORDS, Measures, at_text, ellipses, ends_with, occurrences, ratio
-from bloomery.corpus.steps import Step, drop, drop_reasons
+from bloomery.corpus.steps import Step, drop
 from bloomery.corpus.words import (
     FACTOR,
     Words,
@@ -55,13 +53,10 @@ SYMBOLS = (
     "0-8 B-1F 22-2D 2F 3A-3E 40 5B-60 7B-9F AB B4 BB 2013-2014 2019 201C-201E 2026 2236 2501 25BA 3001 3008-300D "
     "3010-3011 FF05 FF08-FF09 FF0C FF11 FF1A-FF1B FF5E"
 )
-CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-CLOSING = "\"'”’»)]"
-SENTENCE_ENDS = (".", "?", "!", '"', "'")
-POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
-def _check(tokenizer: str, where: str) -> None:
+def check_tokenizer(tokenizer: str, where: str) -> None:
+    """Refuse a name that is none of `TOKENIZERS`."""
     if tokenizer not in TOKENIZERS:
         raise ConfigError(f"unknown tokenizer {tokenizer!r}", where=where, fix=nearest(tokenizer, TOKENIZERS))
 
@@ -90,7 +85,7 @@ class GopherRepetition(Step):
     tokenizer: Tokenizer = "whitespace"
 
     def __post_init__(self) -> None:
-        _check(self.tokenizer, "GopherRepetition")
+        check_tokenizer(self.tokenizer, "GopherRepetition")
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Mark the pages that break a rule."""
@@ -234,7 +229,7 @@ class GopherQuality(Step):
     tokenizer: Tokenizer = "whitespace"
 
     def __post_init__(self) -> None:
-        _check(self.tokenizer, "GopherQuality")
+        check_tokenizer(self.tokenizer, "GopherQuality")
         if self.min_words < 1:
             raise ConfigError(f"min_words={self.min_words}", where="GopherQuality", fix="1 or more")
 
@@ -321,7 +316,7 @@ class FineWebQuality(Step):
     strict_reference: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.tokenizer, "FineWebQuality")
+        check_tokenizer(self.tokenizer, "FineWebQuality")
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Mark the pages that break a rule."""
@@ -359,98 +354,6 @@ def _line_shape(words: Words, tokens: Words, short: int, strict: bool) -> Measur
         ),
         "newlines": ratio(newlines, tokens.counts),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------------ C4
-
-
-@dataclass(frozen=True)
-class C4Quality(Step):
-    """C4's rules (arXiv:1910.10683, §2.2): drops lines that are no prose, then pages of few sentences; edits the text.
-
-    Lines go that have a word of more than `max_word_length` characters, do not end in . ? ! or a quote (or end in an
-    ellipsis), have fewer than `min_words` words, or speak of Javascript, cookies and policies; marks of citations are
-    deleted. A page goes that has "lorem ipsum" or "{" in a line that is left, or fewer than `min_sentences` sentences.
-
-    Args:
-        terminal_punctuation: whether lines must end in a terminal; FineWeb leaves this rule out.
-        min_sentences: sentences of a page, counted line by line.
-        min_words: words of a line.
-        max_word_length: characters of a word.
-        tokenizer: what cuts lines into sentences.
-        strict_reference: like datatrove, look at the end of a line with the white space that a deleted citation leaves
-            ("It is so. [1]" is then no sentence) and count the citations as words. By default the line is stripped
-            after the deletion.
-    """
-
-    terminal_punctuation: bool = True
-    min_sentences: int = 5
-    min_words: int = 3
-    max_word_length: int = 1_000
-    tokenizer: Tokenizer = "whitespace"
-    strict_reference: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self.tokenizer, "C4Quality")
-
-    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The edited text; the pages that break a rule are marked and keep theirs."""
-        before = texts(batch).to_pylist()
-        results = [self._page(text) for text in before]
-        after = [old if new is None else new for old, (new, _) in zip(before, results, strict=True)]
-        if after != before:
-            batch = with_texts(batch, after)
-        return drop_reasons(batch, [reason for _, reason in results])
-
-    def _page(self, text: str) -> tuple[str | None, str | None]:
-        """(new text, None) or (None, reason)."""
-        sentences, kept = 0, []
-        for line in text.splitlines():
-            line = line.strip()
-            long_words = len(line) > self.max_word_length and max(map(len, line.split())) > self.max_word_length
-            words = line.split() if self.strict_reference else None
-            if "[" in line:
-                line = CITATION.sub("", line)
-                line = line if self.strict_reference else line.strip()
-            if long_words or (self.terminal_punctuation and not _is_terminated(line)):
-                continue
-            if len(line.split() if words is None else words) < self.min_words:
-                continue
-            lower = line.lower()
-            if "lorem ipsum" in lower:
-                return None, "lorem ipsum"
-            if "javascript" in lower:
-                continue
-            if "{" in line:
-                return None, "curly bracket"
-            if any(policy in lower for policy in POLICIES):
-                continue
-            sentences += count_sentences(line, self.tokenizer)
-            kept.append(line)
-        if sentences < self.min_sentences:
-            return None, "too few sentences"
-        return "\n".join(kept).strip(), None
-
-
-def _is_terminated(line: str) -> bool:
-    return line.endswith(SENTENCE_ENDS) and not line.endswith("...")
-
-
-def count_sentences(text: str, tokenizer: Tokenizer = "whitespace") -> int:
-    """Sentences of a text that is not empty; what follows the last terminal is one as well."""
-    if tokenizer == "spacy":
-        nlp = _spacy()
-        with nlp.memory_zone():
-            nlp.max_length = len(text) + 10
-            return sum(1 for _ in nlp(text).sents)
-    terminals, end = _sentence_end()
-    return len(end.findall(text)) + (text.rstrip().rstrip(CLOSING)[-1:] not in terminals)
-
-
-@functools.cache
-def _sentence_end() -> tuple[frozenset[str], re.Pattern[str]]:
-    terminals = frozenset(map(chr, _points(TERMINALS)))
-    return terminals, re.compile(rf"[{re.escape(''.join(sorted(terminals)))}][{re.escape(CLOSING)}]*(?!\S)")
 
 
 # --------------------------------------------------------------------------------------------------- spans, characters
@@ -502,7 +405,8 @@ def _characters_before(data: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
 
 
-def _points(ranges: str) -> Iterator[int]:
+def points(ranges: str) -> Iterator[int]:
+    """The code points of ranges like "21 2E-30"."""
     for part in ranges.split():
         low, _, high = part.partition("-")
         yield from range(int(low, 16), int(high or low, 16) + 1)
@@ -520,14 +424,14 @@ def _marked(words: Words, table: np.ndarray) -> np.ndarray:
 @functools.cache
 def _terminals() -> np.ndarray:
     table = np.zeros(0x110000, dtype=bool)
-    table[list(_points(TERMINALS))] = True
+    table[list(points(TERMINALS))] = True
     return table
 
 
 @functools.cache
 def _punctuation() -> np.ndarray:
     table = _terminals().copy()
-    table[list(_points(SYMBOLS))] = True
+    table[list(points(SYMBOLS))] = True
     return table
 
 
@@ -543,7 +447,8 @@ def _measure(texts: pa.StringArray, tokenizer: Tokenizer, measure: Callable[[Wor
 
 
 @functools.cache
-def _spacy() -> Any:
+def spacy_english() -> Any:
+    """spaCy's rules for English words and sentences, without a model."""
     nlp = require("spacy", "spacy").blank("en")
     nlp.add_pipe("sentencizer")
     return nlp
@@ -551,7 +456,7 @@ def _spacy() -> Any:
 
 def _spacy_words(words: Words) -> Words:
     """spaCy's tokens of a block, white space stripped from them, those of white space alone left out."""
-    nlp = _spacy()
+    nlp = spacy_english()
     starts, ends, first = [], [], [0]
     for begin, end in pairwise(words.bounds):
         source = words.data[begin:end]

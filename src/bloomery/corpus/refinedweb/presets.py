@@ -13,9 +13,10 @@ from typing import Literal
 
 from bloomery.core.errors import ConfigError
 from bloomery.corpus.bloom_dedup import bloom_dedup
+from bloomery.corpus.c4 import C4Quality
 from bloomery.corpus.dedup import NearDedup
 from bloomery.corpus.filters import Language, Length, Repetition, Symbols
-from bloomery.corpus.fineweb import C4Quality, FineWebQuality, GopherQuality, GopherRepetition, Tokenizer
+from bloomery.corpus.fineweb import FineWebQuality, GopherQuality, GopherRepetition, Tokenizer
 from bloomery.corpus.quality import Score, Scorer
 from bloomery.corpus.refinedweb.language import FastTextLanguage
 from bloomery.corpus.refinedweb.lines import (
