@@ -22,7 +22,7 @@ from bloomery.core.errors import CheckpointError
 root, kills, replacing = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "replacing"
 torch.set_num_threads(1)
 chance = random.Random(kills + replacing)
-CALLS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.listdir"}
+CALLS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.listdir", "os.symlink"}
 
 def state(step):
     moments = [torch.full((7,), float(step)) for _ in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,40 @@ def test_each_rank_finds_its_shard_in_one_file_in_order(saved: Path, tmp_path: P
         order = np.argsort(manifest.chunks.offset[manifest.chunks.file == file])
         sharded = [n for n in of[order].tolist() if len(manifest.tensors[n].shape)]
         assert sharded == sorted(sharded)
+
+
+class Counted(checkpoint.LocalStorage):
+    """Counts what is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reads: list[tuple[str, int]] = []
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        self.reads.append((name, sum(part.nbytes for part in buffers)))
+        return super().read_into(name, offset, buffers)
+
+
+def test_a_rank_reads_its_own_file_only(tmp_path: Path) -> None:
+    """Saved in columns, wanted in rows: everything has to be read; after resharding, a quarter."""
+    full = {f"m/{i}": torch.randn(64, 64) for i in range(20)}
+    metas = [TensorMeta(name, "float32", (64, 64)) for name in full]
+    columns = [
+        (rank, name, Box((0, 16 * rank), (64, 16)), tensor[:, 16 * rank : 16 * rank + 16])
+        for rank in range(4)
+        for name, tensor in full.items()
+    ]
+    write(tmp_path / "a", metas, columns, {"m": {"kind": "module"}}, {}, world=4)
+    checkpoint.reshard(tmp_path / "a", tmp_path / "b", ranks=4)
+    total = sum(meta.nbytes for meta in metas)
+    counts = {}
+    for name in ("a", "b"):
+        reader = Reader(place := Counted(tmp_path / name))
+        rows = reader.boxes([(meta.name, Box((16, 0), (16, 64))) for meta in metas])
+        assert all(torch.equal(found, full[meta.name][16:32]) for found, meta in zip(rows, metas, strict=True))
+        counts[name] = {file for file, _ in place.reads}, sum(size for _, size in place.reads)
+    assert counts["a"] == ({f"data/0000{rank}-0.bin" for rank in range(4)}, total)
+    assert counts["b"] == ({"data/00001-0.bin"}, total // 4)
 
 
 def test_memory_is_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from bloomery.checkpoint.layout import FlatShard
 from bloomery.checkpoint.manifest import ALIGN, FORMAT, Chunks, Manifest, TensorMeta, load_manifest, parse, spans
 from bloomery.checkpoint.planner import LocalPlan, Planner, local_plan, merge, place, plan_of
 from bloomery.core.errors import CheckpointError
+from bloomery.core.hashing import hash64
 
 sizes_of = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 
@@ -149,13 +150,16 @@ def manifests(draw: Any) -> Manifest:
     tensors = [TensorMeta(f"t{i}/ü", "bfloat16", tuple(shape)) for i, shape in enumerate(shapes)]
     rows = [i for i, meta in enumerate(tensors) if math.prod(meta.shape)]
     n = len(rows)
+    ends = np.cumsum([0] + [-(-2 * math.prod(shapes[i]) // 64) * 64 for i in rows])
     size = np.array([tensors[i].shape for i in rows], np.int64).reshape(n, d)
     chunks = Chunks(
         np.array(rows, np.int32), np.zeros((n, d), np.int64), size, 2 * size.prod(axis=1), np.zeros(n, np.int32),
-        64 * np.arange(n), np.array([2**64 - 1 - i for i in range(n)], np.uint64),
+        ends[:-1], np.array([2**64 - 1 - i for i in range(n)], np.uint64),
     )  # fmt: skip
-    values = draw(st.dictionaries(st.text(), plain, max_size=4))
-    return Manifest(tensors, chunks, [("data/0.bin", 64 * n)], values, {"a": "b"}, [{"bytes": 1e-5}], {"world": 2})
+    values = {name: {"kind": "value", "tree": tree} for name, tree in draw(st.dictionaries(st.text(), plain)).items()}
+    return Manifest(
+        tensors, chunks, [("data/0.bin", int(ends[-1]))], values, {"a": "b"}, [{"bytes": 1e-5}], {"world": 2}
+    )
 
 
 @settings(max_examples=60)
@@ -211,6 +215,47 @@ def test_manifests_that_are_not_to_be_trusted() -> None:
         text, table = outside.dump()
         with pytest.raises(CheckpointError, match="lies outside the checkpoint"):
             load_manifest(parse(text, "here"), table, "here")
+
+
+@settings(max_examples=100)
+@given(st.binary() | st.text().map(str.encode) | plain.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_manifest_or_an_error(content: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        parse(content, "here")
+
+
+def test_a_forged_manifest_is_refused_though_its_checksums_agree() -> None:
+    def forged(**columns: int) -> Manifest:
+        one = {"tensor": 0, "nbytes": 24, "file": 0, "offset": 0, "checksum": 0} | columns
+        box = {"start": np.array([[0, 0]]), "size": np.array([[2, 3]])}
+        table = Chunks(**box, **{name: np.array([value], np.int64) for name, value in one.items()})
+        return Manifest([TensorMeta("w", "float32", (2, 3))], table, [("data/0.bin", 64)])
+
+    text, table = forged().dump()
+    load_manifest(parse(text, "here"), table, "here")
+    for columns in (
+        {"tensor": 1},
+        {"tensor": -1},
+        {"file": 1},
+        {"offset": 64},
+        {"offset": -64},
+        {"offset": 8},
+        {"nbytes": 28},
+    ):
+        text, table = forged(**columns).dump()
+        with pytest.raises(CheckpointError, match="its manifest contradicts itself"):
+            load_manifest(parse(text, "here"), table, "here")
+    text, table = forged().dump()
+    body = parse(text, "here")
+    for name, value in (("tensors", [["w"]]), ("files", 5), ("values", {"x": 1}), ("aliases", 3), ("about", None)):
+        with pytest.raises(CheckpointError, match="its manifest contradicts itself"):
+            load_manifest(body | {name: value}, table, "here")
+        with pytest.raises(CheckpointError, match="its manifest contradicts itself"):
+            load_manifest({key: kept for key, kept in body.items() if key != name}, table, "here")
+    for content in (b"", b"ARROW1\0\0", bytes(100)):
+        told = {"rows": 1, "bytes": len(content), "checksum": f"{hash64(content):016x}"}
+        with pytest.raises(CheckpointError, match="its manifest contradicts itself"):
+            load_manifest(body | {"chunks": told}, content, "here")
 
 
 @settings(max_examples=60)

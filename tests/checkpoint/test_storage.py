@@ -214,6 +214,26 @@ def test_what_is_no_checkpoint_is_never_replaced_or_removed(tmp_path: Path) -> N
     assert fs.cat_file(f"/{tmp_path.name}-bucket/thesis.txt") == b"years of work"
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_lock_is_there_with_its_text_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:  # exFAT, some network file systems
+        monkeypatch.setattr(os, "symlink", refuse)
+    place = LocalStorage(tmp_path / "c")
+    draft = place.begin(overwrite=False)
+    lock = tmp_path / ".c.lock"
+    assert lock.is_symlink() == links
+    assert json.loads(os.readlink(lock) if links else lock.read_text())["pid"] == os.getpid()
+    with pytest.raises(CheckpointError, match=rf"is being written by process {os.getpid()} on "):
+        LocalStorage(tmp_path / "c").begin(overwrite=False)
+    place.abort(draft)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_of_two_writers_one_is_refused(place: Callable[[str], Any]) -> None:
     first = place("c").begin(overwrite=False)
@@ -245,6 +265,13 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     fs.pipe_file(f"{root}/lock-000000000000.json", signed.encode())
     checkpoint.save(f"memory:/{root}", {"x": 1})
     assert not fs.glob(f"{root}/lock-*")
+    (tmp_path / ".l.lock").symlink_to(signed)
+    checkpoint.save(tmp_path / "l", {"x": 1})
+    assert sorted(os.listdir(tmp_path)) == ["c", "l"]
+    if Path("/proc/self/stat").exists():  # this process has the number that the dead one had
+        again = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "token": "0" * 12}
+        (tmp_path / ".m.lock").symlink_to(json.dumps(again))
+        checkpoint.save(tmp_path / "m", {"x": 1})
     elsewhere = {"host": "another", "pid": dead, "token": "0" * 12}
     for text in (json.dumps(elsewhere), "", "5", "[]"):
         (tmp_path / ".d.lock").write_text(text)

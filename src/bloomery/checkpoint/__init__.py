@@ -6,6 +6,8 @@ handle = checkpoint.save("run/step-100", {"model": model, "optimizer": optimizer
 state = {"model": model, "optimizer": optimizer, "step": 0}
 checkpoint.load("run/step-100", state)  # in place, whatever layout it was saved from
 checkpoint.verify("run/step-100")
+
+Other formats are in modules of their own: `dcp`, `huggingface`, `megatron`, `hf_trainer`.
 """
 
 from bloomery.checkpoint.boxes import Box

@@ -125,7 +125,7 @@ def _flat_fault(shape: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> tup
     end = begin + sizes[order].prod(axis=1)
     edges = np.concatenate([[0], end])
     nexts = np.concatenate([begin, [shape.prod()]])
-    twice = np.flatnonzero(nexts[:-1] < np.maximum.accumulate(edges)[:-1])
+    twice = np.flatnonzero(nexts[:-1] < edges[:-1])
     if len(twice):
         return "twice", _box(starts[order[twice[0]]], sizes[order[twice[0]]])
     gap = np.flatnonzero(nexts > edges)

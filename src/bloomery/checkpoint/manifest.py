@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
+import torch
 
 from bloomery.checkpoint.boxes import Box
 from bloomery.checkpoint.layout import dtype_named
@@ -164,18 +165,40 @@ def parse(text: bytes, where: object) -> dict[str, Any]:
 
 
 def load_manifest(body: dict[str, Any], table: bytes, where: object) -> Manifest:
-    """The manifest with its table of chunks."""
-    told = body["chunks"]
-    if len(table) != told["bytes"] or f"{hash64(table):016x}" != told["checksum"]:
-        raise CheckpointError(f"damaged checkpoint: {TABLE} does not match its checksum", where=where)
-    tensors = [TensorMeta(name, dtype, tuple(shape)) for name, dtype, shape in body["tensors"]]
-    files = [(str(name), int(size)) for name, size in body["files"]]
-    for name, _ in files:
-        if ".." in name.split("/") or name.startswith("/") or "\\" in name:
-            raise CheckpointError(f"data file {name!r} lies outside the checkpoint", where=where)
-    return Manifest(
-        tensors, _chunks(table), files, body["values"], body["aliases"], body["ranks"], body["about"]
+    """The manifest with its table of chunks. Checksums do not tell who made them: contradictions are refused too."""
+    try:
+        told = body["chunks"]
+        if len(table) != told["bytes"] or f"{hash64(table):016x}" != told["checksum"]:
+            raise CheckpointError(f"damaged checkpoint: {TABLE} does not match its checksum", where=where)
+        tensors = [TensorMeta(str(name), str(dtype), tuple(map(int, shape))) for name, dtype, shape in body["tensors"]]
+        files = [(str(name), int(size)) for name, size in body["files"]]
+        for name, _ in files:
+            if ".." in name.split("/") or name.startswith("/") or "\\" in name:
+                raise CheckpointError(f"data file {name!r} lies outside the checkpoint", where=where)
+        chunks = _chunks(table)
+        if not _fits(chunks, tensors, files) or not all("kind" in value for value in body["values"].values()):
+            raise ValueError
+        return Manifest(
+            tensors, chunks, files, body["values"], dict(body["aliases"]), body["ranks"], dict(body["about"])
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException):
+        raise CheckpointError("not a checkpoint of bloomery: its manifest contradicts itself", where=where) from None
+
+
+def _fits(chunks: Chunks, tensors: list[TensorMeta], files: list[tuple[str, int]]) -> bool:
+    """Whether every chunk is of a tensor, of the length of its box, and inside a file."""
+    if not len(chunks):
+        return True
+    known = all(0 <= column.min() <= column.max() < n for column, n in (
+        (chunks.tensor, len(tensors)), (chunks.file, len(files)))
     )  # fmt: skip
+    if not known or (chunks.size < 1).any() or (chunks.start < 0).any() or (np.diff(chunks.tensor) < 0).any():
+        return False
+    widths = np.array([getattr(getattr(torch, meta.dtype, None), "itemsize", 0) for meta in tensors])[chunks.tensor]
+    whole = (widths == 0) | (chunks.nbytes == chunks.size.prod(axis=1) * widths)  # 0: a dtype of a newer PyTorch
+    end = np.array([size for _, size in files])[chunks.file]
+    inside = (chunks.offset >= 0) & (chunks.offset % ALIGN == 0) & (chunks.offset + padded(chunks.nbytes) <= end)
+    return bool((whole & inside).all())
 
 
 def padded(nbytes: np.ndarray | int) -> Any:

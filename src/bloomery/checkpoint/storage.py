@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -179,13 +179,7 @@ class LocalStorage:
     def _take_lock(self, token: str) -> None:
         for _ in range(2):
             try:
-                with self._lock.open("x", encoding="utf-8") as file:
-                    try:
-                        file.write(_signed(token))
-                        file.flush()
-                    except OSError:  # a lock that names nobody would stay for ever
-                        self._lock.unlink()
-                        raise
+                _sign(self._lock, _signed(token))
                 return
             except FileExistsError:
                 holder = _told(self._lock)
@@ -308,7 +302,7 @@ def sweep(folder: Path) -> None:
     """Remove what killed writers and deletions have left in `folder`; what a living writer holds stays."""
     for name, left in _left_overs(folder):
         lock = folder / f".{name}.lock"
-        if not lock.exists() or _is_dead(_told(lock)):
+        if not os.path.lexists(lock) or _is_dead(_told(lock)):
             shutil.rmtree(left, ignore_errors=True)
     for lock in folder.glob(".*.lock"):
         if _is_dead(_told(lock)):
@@ -367,12 +361,29 @@ def _retried(call: Any) -> Any:
 
 
 def _signed(token: str) -> str:
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token})
+    pid = os.getpid()
+    return json.dumps({"host": socket.gethostname(), "pid": pid, "started": _started(pid), "token": token})
+
+
+def _sign(lock: Path, text: str) -> None:
+    """Take a lock: a link whose target is the text, since it appears together with it, however its writer may end."""
+    try:
+        os.symlink(text, lock)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with lock.open("x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                lock.unlink()
+                raise
 
 
 def _told(lock: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(lock.read_text(encoding="utf-8")))
+        return dict(json.loads(os.readlink(lock) if lock.is_symlink() else lock.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -381,10 +392,18 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the process of a lock was on this machine and is gone."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
+    with suppress(PermissionError):
+        try:
+            os.kill(holder["pid"], 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+    then, now = holder.get("started"), _started(holder["pid"])
+    return None not in (then, now) and then != now
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, where that can be known: in a restarted container numbers of processes come again."""
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None

@@ -257,7 +257,8 @@ class AutoScale(Recipe):
     def regmix(self, grid: RunGrid, trial: int) -> dict[str, float]:
         """The mixture that random ones at the smaller budget predict to be best; as many runs as DDO takes there.
 
-        The loss is a quadratic in the logarithm of each domain's share, without cross terms, by least squares.
+        The loss is a quadratic in the logarithm of each domain's share, without cross terms, by least squares; no
+        domain gets less than its floor, as in DDO.
         """
         import numpy as np
 
@@ -273,6 +274,7 @@ class AutoScale(Recipe):
         losses = np.array([result["mean"] for result in grid.fill(runs)])
         weights = np.linalg.lstsq(features(shares), losses, rcond=None)[0]
         rated = random.dirichlet(np.full(len(DOMAINS), 2.0), CANDIDATES)
+        rated = rated[(rated >= FLOOR / len(DOMAINS)).all(axis=1)]
         best = rated[np.argsort(features(rated) @ weights)[:AVERAGED]].mean(axis=0)
         return dict(zip(DOMAINS, map(float, best), strict=True))
 
