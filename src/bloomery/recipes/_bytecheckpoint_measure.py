@@ -5,6 +5,7 @@ Functions here run on ranks (see `_bytecheckpoint_ranks`). Times are those of th
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import threading
 import time
@@ -178,6 +179,9 @@ def added_memory(function: Callable[[], Any]) -> int:
     if not clear.exists():
         function()
         return 0
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # or what was freed and not given back would be used again, unseen
     clear.write_text("5")  # the peak starts from here
     before = _status("VmRSS")
     function()

@@ -63,7 +63,7 @@ class ByteCheckpoint(Recipe):
     """Whether it has bfloat16 weights beside float32 masters (14 bytes a parameter instead of 12)."""
     ranks: int = 2
     """Processes that save and load it; one GPU each where there are as many."""
-    rounds: int = 5
+    rounds: int = 3
     """Saves and loads of each library, in turns; medians count."""
     peers: list[str] = field(default_factory=lambda: list(PEERS))
     """Libraries to compare with; one that is not installed is left out."""
