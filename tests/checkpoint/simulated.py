@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.checkpoint.comm import Comm
+from bloomery.checkpoint.comm import Comm, Room
 
 PATIENCE = 60  # seconds until a rank that waits for one which has left is a failure, not a hang
 
@@ -40,7 +40,7 @@ class SimulatedComm(Comm):
     def broadcast(self, payload: bytes | None) -> bytes:
         return bytes(self._swap(payload)[0])
 
-    def exchange(self, outgoing: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def exchange(self, outgoing: list[list[np.ndarray]], room: Room | None = None) -> list[np.ndarray]:
         sent = [np.concatenate([np.zeros(0, np.uint8), *parts]) for parts in outgoing]
         return [parts[self.rank] for parts in self._swap(sent)]
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from simulated import SimulatedComm, agreed
 
 from bloomery.checkpoint import LoadReport, Shard, loading
+from bloomery.checkpoint.comm import Room
 from bloomery.checkpoint.faulty import Disk, MemoryStorage
 from bloomery.checkpoint.saving import Saver
 
@@ -24,9 +25,9 @@ class CountingComm(SimulatedComm):
 
     exchanges = 0
 
-    def exchange(self, outgoing: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def exchange(self, outgoing: list[list[np.ndarray]], room: Room | None = None) -> list[np.ndarray]:
         self.exchanges += 1
-        return super().exchange(outgoing)
+        return super().exchange(outgoing, room)
 
 
 def whole(number: int) -> torch.Tensor:

@@ -15,6 +15,25 @@ from bloomery.core.errors import BloomeryError, CheckpointError, StorageError
 _LARGEST = 1 << 30  # bytes of one message
 
 
+class Room:
+    """Memory for exchanges that follow one another: fresh memory for each would cost as much as the copy into it."""
+
+    def __init__(self) -> None:
+        self._send = self._receive = torch.empty(0, dtype=torch.uint8)
+
+    def to_send(self, size: int) -> torch.Tensor:
+        """`size` bytes."""
+        if len(self._send) < size:
+            self._send = torch.empty(size, dtype=torch.uint8)
+        return self._send[:size]
+
+    def to_receive(self, size: int) -> torch.Tensor:
+        """`size` other bytes."""
+        if len(self._receive) < size:
+            self._receive = torch.empty(size, dtype=torch.uint8)
+        return self._receive[:size]
+
+
 class Comm:
     """The ranks that save or load one checkpoint together; `alone`, this process whatever others there are."""
 
@@ -51,15 +70,21 @@ class Comm:
             dist.broadcast(data[begin : begin + _LARGEST], self._peers[0], group=self._group)
         return data.numpy().tobytes()
 
-    def exchange(self, outgoing: list[list[np.ndarray]]) -> list[np.ndarray]:
-        """`outgoing[r]` (uint8 arrays, joined) goes to rank r; what every rank sent here comes back, by sender."""
+    def exchange(self, outgoing: list[list[np.ndarray]], room: Room | None = None) -> list[np.ndarray]:
+        """`outgoing[r]` (uint8 arrays, joined) goes to rank r; what every rank sent here comes back, by sender.
+
+        With `room`, what comes back lies there and lasts until the next exchange.
+        """
+        room = room or Room()
         lengths = [sum(map(len, parts)) for parts in outgoing]
-        sent = np.concatenate([np.zeros(0, np.uint8), *(part for parts in outgoing for part in parts)])
+        sent = room.to_send(sum(lengths))
+        if sum(lengths):
+            np.concatenate([part for parts in outgoing for part in parts], out=sent.numpy())
         if self.world == 1:
-            return [sent]
+            return [sent.numpy()]
         counts = self.all_to_all(lengths)
-        received = torch.empty(sum(counts), dtype=torch.uint8)
-        dist.all_to_all_single(received, torch.from_numpy(sent), counts, lengths, group=self._group)
+        received = room.to_receive(sum(counts))
+        dist.all_to_all_single(received, sent, counts, lengths, group=self._group)
         return np.split(received.numpy(), np.cumsum(counts)[:-1])
 
     def all_to_all(self, numbers: list[int]) -> list[int]:

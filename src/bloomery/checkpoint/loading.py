@@ -26,7 +26,7 @@ import torch
 import xxhash
 
 from bloomery.checkpoint.boxes import Box, overlaps
-from bloomery.checkpoint.comm import Comm, comm
+from bloomery.checkpoint.comm import Comm, Room, comm
 from bloomery.checkpoint.layout import Piece, Tensorlike, bits, dtype_named, lazy, pieces, row_bytes
 from bloomery.checkpoint.manifest import MANIFEST, TABLE, Chunks, Manifest, load_manifest, padded, parse, spans
 from bloomery.checkpoint.planner import widened
@@ -315,7 +315,7 @@ def _rounds(
     window = int(np.clip(chunks.nbytes[mine].sum() // 64, *WINDOW))
     windows = list(spans(chunks, mine, window, GAP))
     batches = _batches(chunks, windows, requests)
-    rounds = ranks.extremes(len(batches))[1]
+    rounds, room = ranks.extremes(len(batches))[1], Room()
     incoming = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
 
     with ThreadPoolExecutor(READERS) as readers:
@@ -342,7 +342,7 @@ def _rounds(
             except Exception as error:
                 failed = error
             ranks.agree(explained(failed, to.path))
-            for sender, content in enumerate(ranks.exchange(outgoing) if ranks.world > 1 else ()):
+            for sender, content in enumerate(ranks.exchange(outgoing, room) if ranks.world > 1 else ()):
                 report.bytes_received += len(content)
                 _take(manifest, plan, targets, incoming[sender], content)
 
