@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in child processes
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite runs in the background: tests interrupt children,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which would inherit that it is ignored
 
 import pytest
 from hypothesis import settings

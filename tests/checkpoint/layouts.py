@@ -252,6 +252,7 @@ def ranks(world: int, work: Callable[..., None], *arguments: Any) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     loading.GAP = 0  # no bytes are read along, so that all together read every byte once
+    loading.LARGE = 300  # some parts travel alone, some in a message
     root, names, steps = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
     ranks(1, make_origin, root, names, steps)
     for work in (save_in, load_in):

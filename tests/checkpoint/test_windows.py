@@ -44,9 +44,14 @@ def state(rank: int, shared: int, fill: bool) -> dict[str, torch.Tensor | Shard]
     return found
 
 
+@pytest.mark.parametrize("alone", [256, 1 << 20])  # parts that travel by themselves; all in one message
 @pytest.mark.parametrize(("shared", "least", "most"), [(0, 1, 1), (1, 1, 2), (12, 3, 8), (TENSORS, 6, 12)])
-def test_exchanges_follow_what_is_shared(shared: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchanges_follow_what_is_shared(
+    shared: int, least: int, most: int, alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "LARGE", alone)
     monkeypatch.setattr(loading, "WINDOW", (4096, 4096))
+    monkeypatch.setattr(loading, "EXCHANGE", 4096)
     disk = Disk()
 
     def save(comm: SimulatedComm) -> None:

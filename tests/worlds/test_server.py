@@ -210,12 +210,7 @@ def test_command_line(zoo_site: InstalledDocs) -> None:
     folder = os.path.dirname(zoo_site.library.modules["zoo"].file or "")
     command = [sys.executable, "-m", "bloomery.worlds.installed_docs"]
 
-    def interruptible() -> None:  # a suite that runs in the background hands down that SIGINT is ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        [*command, "--packages", folder], stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
-    ) as process:
+    with subprocess.Popen([*command, "--packages", folder], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         url = re.match(r"http://[\d.:]+", line)

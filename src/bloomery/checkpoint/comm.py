@@ -87,6 +87,21 @@ class Comm:
         dist.all_to_all_single(received, sent, counts, lengths, group=self._group)
         return np.split(received.numpy(), np.cumsum(counts)[:-1])
 
+    def transfer(self, outgoing: list[list[np.ndarray]], incoming: list[list[np.ndarray]]) -> None:
+        """Send the arrays `outgoing[r]` (uint8) to rank r and fill `incoming[r]` with those it sends, without copies.
+
+        Both sides know how many there are, and how long each is.
+        """
+        pending = [
+            call(torch.from_numpy(part), self._peers[peer], group=self._group)
+            for call, parts in ((dist.irecv, incoming), (dist.isend, outgoing))
+            for peer in range(self.world)
+            for part in parts[peer]
+        ]
+        for work in pending:
+            if work is not None:  # what the type of isend allows: a rank outside the group
+                work.wait()
+
     def all_to_all(self, numbers: list[int]) -> list[int]:
         """`numbers[r]` goes to rank r."""
         if self.world == 1:

@@ -15,9 +15,10 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -37,10 +38,12 @@ from bloomery.core.errors import CheckpointError, StorageError, nearest
 from bloomery.core.progress import Progress
 
 WINDOW = 4 << 20, 64 << 20  # bytes that a rank reads before it exchanges: 1/64 of its share within these bounds
+EXCHANGE = 16 << 20  # bytes that others want, at which ranks meet
 READERS = 2  # windows that are read and checked at once
 BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
 EVEN = 16  # bytes that parts of a buffer or a message are multiples of, so that any dtype is aligned in them
+LARGE = 256 << 10  # a part this large is sent by itself, from where it is to where it belongs
 SHOWN = 12  # differences in a message
 
 
@@ -316,7 +319,7 @@ def _rounds(
     windows = list(spans(chunks, mine, window, GAP))
     batches = _batches(chunks, windows, requests)
     rounds, room = ranks.extremes(len(batches))[1], Room()
-    incoming = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
+    wanted = [np.flatnonzero(owner[plan.chunk] == sender) for sender in range(ranks.world)]
 
     with ThreadPoolExecutor(READERS) as readers:
 
@@ -331,24 +334,33 @@ def _rounds(
         for batch in [*batches, *[[]] * (rounds - len(batches))]:
             failed: BaseException | None = None
             outgoing: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
+            large: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
             try:
                 for rows in batch:
                     views = ahead.popleft().result()
                     ahead += [readers.submit(work, more) for more in islice(following, 1)]
                     report.bytes_read += _extent(chunks, rows)[1]
-                    for parts, asked in zip(outgoing, requests, strict=True):
-                        cut = _cut_out(manifest, asked, views)
-                        parts += cut if len(batch) == 1 else [part.copy() for part in cut]  # lets go of the window
+                    for rank, asked in enumerate(requests):
+                        joined, alone = _cut_out(manifest, asked, views)
+                        outgoing[rank] += joined
+                        large[rank] += alone
             except Exception as error:
                 failed = error
             ranks.agree(explained(failed, to.path))
-            for sender, content in enumerate(ranks.exchange(outgoing, room) if ranks.world > 1 else ()):
-                report.bytes_received += len(content)
-                _take(manifest, plan, targets, incoming[sender], content)
+            if ranks.world > 1:
+                incoming: list[list[np.ndarray]] = [[] for _ in range(ranks.world)]
+                fills: list[Callable[[], None]] = []
+                for sender, content in enumerate(ranks.exchange(outgoing, room)):
+                    incoming[sender], later = _take(manifest, plan, targets, wanted[sender], content)
+                    fills += later
+                    report.bytes_received += len(content) + sum(map(len, incoming[sender]))
+                ranks.transfer(large, incoming)
+                for fill in fills:
+                    fill()
 
 
 def _batches(chunks: Chunks, windows: list[np.ndarray], requests: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Windows between two exchanges: as many as it takes for others to want a window's worth of bytes of them."""
+    """Windows between two exchanges: as many as it takes for others to want `EXCHANGE` bytes of them."""
     asked, d = np.zeros(len(chunks), np.int64), chunks.start.shape[1]
     width = chunks.nbytes // np.maximum(chunks.size.prod(axis=1), 1)
     for rows in requests:
@@ -358,7 +370,7 @@ def _batches(chunks: Chunks, windows: list[np.ndarray], requests: list[np.ndarra
     for window in windows:
         batches[-1].append(window)
         held += int(asked[window].sum())
-        if held >= WINDOW[0]:
+        if held >= EXCHANGE:
             batches.append([])
             held = 0
     return [batch for batch in batches if batch]
@@ -376,12 +388,12 @@ def _in_place(manifest: Manifest, plan: _Plan, targets: list[_Target], rows: np.
     low, high = np.searchsorted(plan.chunk, rows), np.searchsorted(plan.chunk, rows, side="right")
     for row, a, b in zip(rows.tolist(), low.tolist(), high.tolist(), strict=True):
         if b - a == 1:
-            target, size = targets[plan.target[a]], plan.size[a]
-            room = target.piece.data
-            if room.device.type == "cpu" and room.dtype == target.dtype and (size == manifest.chunks.size[row]).all():
-                room = room[_part(plan.start[a], size, room.ndim).within(target.piece.box)]
-                if room.is_contiguous() and not lazy(room):
-                    found[row] = row_bytes(room).data
+            size = plan.size[a]
+            if (size == manifest.chunks.size[row]).all():
+                target = targets[plan.target[a]]
+                memory = _memory(target, _part(plan.start[a], size, target.piece.data.ndim))
+                if memory is not None:
+                    found[row] = memory.data
     return found
 
 
@@ -454,39 +466,75 @@ def _fill_own(
                 _fill(targets[plan.target[i]], part, stored[part.within(box)])
 
 
-def _cut_out(manifest: Manifest, asked: np.ndarray, views: Mapping[int, memoryview]) -> list[np.ndarray]:
-    """What another rank `asked` for of a window: how many parts, which of its requests they answer, their bytes."""
+def _cut_out(
+    manifest: Manifest, asked: np.ndarray, views: Mapping[int, memoryview]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What another rank `asked` for of a window: a message with the small parts, and the large ones by themselves.
+
+    The message begins with the number of parts and which requests they answer; the complement (~) stands for a part
+    that travels alone.
+    """
     window = np.sort(np.array(list(views), np.int64))
     low, high = np.searchsorted(asked[:, 0], window), np.searchsorted(asked[:, 0], window, side="right")
     d = (asked.shape[1] - 1) // 2
-    answered, parts = [], []
+    answered: list[int] = []
+    small: list[np.ndarray] = []
+    large: list[np.ndarray] = []
     for row, a, b in zip(window.tolist(), low.tolist(), high.tolist(), strict=True):
         if a < b:
             box, stored = _stored(manifest, row, views[row])
             for i in range(a, b):
-                part = _part(asked[i, 1 : d + 1], asked[i, d + 1 :], len(box.start))
-                parts.append(row_bytes(stored[part.within(box)]))
-                answered.append(i)
-    if not parts:
-        return []
-    head = np.array([len(parts), *answered], np.int64).view(np.uint8)
-    return [array for part in (head, *parts) for array in (part, np.zeros(-len(part) % EVEN, np.uint8))]
+                part = row_bytes(stored[_part(asked[i, 1 : d + 1], asked[i, d + 1 :], len(box.start)).within(box)])
+                alone = len(part) >= LARGE
+                (large if alone else small).append(part if alone else part.copy())  # a copy lets go of the window
+                answered.append(~i if alone else i)
+    if not answered:
+        return [], []
+    head = np.array([len(answered), *answered], np.int64).view(np.uint8)
+    return [array for part in (head, *small) for array in (part, np.zeros(-len(part) % EVEN, np.uint8))], large
 
 
-def _take(manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray) -> None:
-    """Copy what another rank sent, window after window; `asked` are this rank's requests to it as rows of the plan."""
+def _take(
+    manifest: Manifest, plan: _Plan, targets: list[_Target], asked: np.ndarray, content: np.ndarray
+) -> tuple[list[np.ndarray], list[Callable[[], None]]]:
+    """Copy the small parts that another rank sent, window after window; `asked` are this rank's requests to it.
+
+    Returns the memory for the large parts that follow, where they belong if that is possible, and what is to be done
+    with the others once they are there.
+    """
     at = 0
+    large: list[np.ndarray] = []
+    fills: list[Callable[[], None]] = []
     while at < len(content):
         end = at + 8 + 8 * int(content[at : at + 8].view(np.int64)[0])
         requests = content[at + 8 : end].view(np.int64).tolist()
         at = end + -end % EVEN
         for request in requests:
-            i = asked[request]
+            i = asked[max(request, ~request)]
+            target = targets[plan.target[i]]
             meta = manifest.tensors[int(manifest.chunks.tensor[plan.chunk[i]])]
             part = _part(plan.start[i], plan.size[i], len(meta.shape))
-            end = at + part.volume * dtype_named(meta.dtype).itemsize
-            _fill(targets[plan.target[i]], part, _elements(content[at:end], meta.dtype).view(part.size))
-            at = end + -end % EVEN
+            size = part.volume * dtype_named(meta.dtype).itemsize
+            if request >= 0:
+                _fill(target, part, _elements(content[at : at + size], meta.dtype).view(part.size))
+                at += size + -size % EVEN
+                continue
+            memory = _memory(target, part)
+            if memory is None:
+                memory = np.empty(size, np.uint8)
+                stored = _elements(memory, meta.dtype).view(part.size)
+                fills.append(partial(_fill, target, part, stored))
+            large.append(memory)
+    return large, fills
+
+
+def _memory(target: _Target, part: Box) -> np.ndarray | None:
+    """The bytes of a part of a target, uint8 (n,), if they lie as in the file."""
+    room = target.piece.data
+    if room.device.type != "cpu" or room.dtype != target.dtype:
+        return None
+    room = room[part.within(target.piece.box)]
+    return row_bytes(room) if room.is_contiguous() and not lazy(room) else None
 
 
 def _part(start: np.ndarray, size: np.ndarray, ndim: int) -> Box:
