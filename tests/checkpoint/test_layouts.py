@@ -132,7 +132,7 @@ def test_any_layout_to_any_layout_bit_for_bit(case: Any) -> None:
         saver = Saver()
         state = part_of(comm.rank, fulls, saved, blank=False)
         plan = saver.planner.plan
-        saver.planner.plan = lambda values, ranks: plan(values, ranks, chunk, 64 * 3)  # type: ignore[method-assign]
+        saver.planner.plan = lambda values, ranks, failed: plan(values, ranks, failed, chunk, 64 * 3)  # type: ignore[method-assign]
         handle = saver.save(MemoryStorage("c", disk), state, comm, asynchronous=asynchronous, overwrite=False)
         if asynchronous:
             for part in state.values():  # training goes on

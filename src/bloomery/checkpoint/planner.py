@@ -246,28 +246,35 @@ class Planner:
         self,
         tensors: Mapping[str, Tensorlike],
         comm: Comm,
+        failed: BaseException | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         file_bytes: int = FILE_BYTES,
     ) -> tuple[list[tuple[int, int, Box]], SavePlan, bool]:
-        """The rows of the local plan, what to write of them, and whether the plan was known."""
+        """The rows of the local plan, what to write of them, and whether the plan was known.
+
+        `failed` is what has kept this rank from having tensors; every rank raises then. A known plan costs the ranks
+        one small reduction.
+        """
         key = (VERSION, comm.rank, comm.world, chunk_bytes, file_bytes, signature(tensors))
         known = self._known.pop(key, None)
-        least, most = comm.extremes(known[0] if known else -1)
+        least, most = comm.extremes(-2 if failed else known[0] if known else -1)
+        if least == -2:
+            comm.agree(failed)
         if known is not None and least == most:
             self._known[key] = known  # the newest again
             return known[1], known[2], True
         error: BaseException | None = None
         try:
             mine, rows = local_plan(tensors, comm.world, chunk_bytes)
-        except Exception as failed:
-            error = failed
+        except Exception as found:
+            error = found
         comm.agree(error)
         gathered, answer, plan = comm.gather(mine.to_bytes()), b"", None
         if gathered is not None:
             try:
                 answer, plan = self._merged(gathered, file_bytes)
-            except CheckpointError as failed:
-                error = failed
+            except CheckpointError as found:
+                error = found
         comm.agree(error)
         identity, kept = _unpacked(comm.broadcast(answer), comm.rank)
         file, offset, sizes = place(mine.nbytes[kept], file_bytes)

@@ -83,21 +83,19 @@ class Saver:
             flat = flatten(state, ranks.rank, ranks.world)
         except Exception as error:
             failed = error
-        ranks.agree(failed)
-        rows, plan, handle.known_plan = self.planner.plan(flat.tensors, ranks)
+        rows, plan, handle.known_plan = self.planner.plan(flat.tensors, ranks, failed)
         try:
             if ranks.rank == 0:
                 draft = to.begin(overwrite)
                 _check_room(to, plan)
         except Exception as error:
             failed = explained(error, to.path)
-        try:
-            ranks.agree(failed)
-        except BaseException:
+        least, token = ranks.extremes(-1 if failed else int(draft or "0", 16))  # one number tells all ranks
+        if least < 0:
             if draft:
                 to.abort(draft)
-            raise
-        draft = ranks.broadcast(draft.encode()).decode()
+            ranks.agree(failed)
+        draft = f"{token:012x}"
         parts = views(flat.tensors, rows, plan.rows)
         handle.timings["plan"] = clock.lap()
         try:

@@ -35,7 +35,7 @@ class Storage(Protocol):
     path: str
 
     def begin(self, overwrite: bool) -> str:
-        """Lock, make a draft and return its token; the first rank calls this."""
+        """Lock, make a draft and return its token, 12 hexadecimal digits; the first rank calls this."""
 
     def create(self, draft: str, name: str) -> IO[bytes]:
         """A new file of the draft; closing it makes it durable."""
