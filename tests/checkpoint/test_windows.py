@@ -15,6 +15,7 @@ from simulated import SimulatedComm, agreed
 from bloomery.checkpoint import LoadReport, Shard, loading
 from bloomery.checkpoint.comm import Room
 from bloomery.checkpoint.faulty import Disk, MemoryStorage
+from bloomery.checkpoint.manifest import Chunks
 from bloomery.checkpoint.saving import Saver
 
 WORLD, ROWS, WIDTH, TENSORS = 3, 6, 128, 24  # 3 KB a tensor
@@ -75,3 +76,18 @@ def test_exchanges_follow_what_is_shared(
     assert least <= results[0][0] <= most
     stored = 4 * ROWS * WIDTH * TENSORS
     assert sum(report.bytes_read for _, report in results) == stored  # once, though several want it
+
+
+def test_a_little_of_much_does_not_keep_it_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten chunks of a megabyte of which another rank wants a row each: ranks meet before they all lie in memory."""
+    monkeypatch.setattr(loading, "KEPT", 3 << 20)
+    count, rows = 10, (1 << 20) // 64
+    column = np.arange(count)
+    start = np.stack([column * rows, 0 * column], axis=1)
+    size = np.full((count, 2), [rows, 16])
+    nbytes = np.full(count, 1 << 20)
+    chunks = Chunks(0 * column, start, size, nbytes, 0 * column, column * (1 << 20), column.astype(np.uint64))
+    windows = [np.array([row]) for row in column]
+    wanted = np.concatenate([column[:, None], start, np.full((count, 2), [1, 16])], axis=1)
+    assert [len(batch) for batch in loading._batches(chunks, windows, [wanted])] == [3, 3, 3, 1]
+    assert [len(batch) for batch in loading._batches(chunks, windows, [wanted[:0]])] == [10]

@@ -39,6 +39,7 @@ from bloomery.core.progress import Progress
 
 WINDOW = 4 << 20, 64 << 20  # bytes that a rank reads before it exchanges: 1/64 of its share within these bounds
 EXCHANGE = 16 << 20  # bytes that others want, at which ranks meet
+KEPT = 256 << 20  # bytes of windows that parts for others may keep in memory until then
 READERS = 2  # windows that are read and checked at once
 BLOCK = 4 << 20  # bytes of neighbouring chunks that one rank reads for several
 GAP = 64 << 10  # a hole this small between two chunks is read along
@@ -360,19 +361,20 @@ def _rounds(
 
 
 def _batches(chunks: Chunks, windows: list[np.ndarray], requests: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Windows between two exchanges: as many as it takes for others to want `EXCHANGE` bytes of them."""
+    """Windows between two exchanges: until others want `EXCHANGE` bytes of them, or something of `KEPT` bytes."""
     asked, d = np.zeros(len(chunks), np.int64), chunks.start.shape[1]
     width = chunks.nbytes // np.maximum(chunks.size.prod(axis=1), 1)
     for rows in requests:
         np.add.at(asked, rows[:, 0], rows[:, d + 1 :].prod(axis=1) * width[rows[:, 0]])
     batches: list[list[np.ndarray]] = [[]]
-    held = 0
+    held = kept = 0
     for window in windows:
         batches[-1].append(window)
         held += int(asked[window].sum())
-        if held >= EXCHANGE:
+        kept += _extent(chunks, window)[1]
+        if held >= EXCHANGE or (held and kept >= KEPT):
             batches.append([])
-            held = 0
+            held = kept = 0
     return [batch for batch in batches if batch]
 
 
